@@ -1,0 +1,1 @@
+"""The `tidegate` command. Workers are started as child processes; none is imported here."""
