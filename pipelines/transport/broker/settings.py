@@ -1,0 +1,74 @@
+"""The broker's settings as a pure function. What each is for and what it was measured to give: docs/broker.md."""
+
+import msgspec
+
+HOST = "127.0.0.1"
+
+# A dead worker is noticed in 3 s; its open transaction is aborted in 1.75 s (with the clients' time-out of 1.5 s).
+TAKE_OVER = {
+    "group.consumer.heartbeat.interval.ms": 300,
+    "group.consumer.min.heartbeat.interval.ms": 300,
+    "group.consumer.session.timeout.ms": 3000,
+    "group.consumer.min.session.timeout.ms": 3000,
+    "group.min.session.timeout.ms": 3000,
+    "group.initial.rebalance.delay.ms": 0,
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": 250,
+    # After `kill -9` a node waits until its old session ends before it may register again.
+    "broker.session.timeout.ms": 2000,
+    "broker.heartbeat.interval.ms": 500,
+}
+
+SINGLE_NODE = {
+    "offsets.topic.replication.factor": 1,
+    "transaction.state.log.replication.factor": 1,
+    "transaction.state.log.min.isr": 1,
+    "share.coordinator.state.topic.replication.factor": 1,
+    "share.coordinator.state.topic.min.isr": 1,
+    "default.replication.factor": 1,
+    "min.insync.replicas": 1,
+    # Every partition of these costs files, memory and time at start; 50 is for clusters of many nodes.
+    "offsets.topic.num.partitions": 8,
+    "transaction.state.log.num.partitions": 8,
+    "share.coordinator.state.topic.num.partitions": 8,
+}
+
+HOUSEKEEPING = {
+    "auto.create.topics.enable": "false",
+    "num.partitions": 1,
+    "num.network.threads": 2,
+    "num.io.threads": 4,
+    "log.retention.check.interval.ms": 60_000,
+    "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+}
+
+
+class BrokerSettings(msgspec.Struct, frozen=True):
+    """What differs from node to node. Paths are relative to the node's folder, in which the broker runs."""
+
+    broker_port: int
+    controller_port: int
+    node_id: int = 1
+    log_dirs: str = "data"
+
+    @property
+    def bootstrap(self) -> str:
+        """What a client is given."""
+        return f"{HOST}:{self.broker_port}"
+
+
+def server_properties(settings: BrokerSettings) -> str:
+    """The text of `server.properties` for one combined KRaft node that listens on the loopback only."""
+    identity = {
+        "process.roles": "broker,controller",
+        "node.id": settings.node_id,
+        # A static voter, not a dynamic one: the controller's port may then change from start to start.
+        "controller.quorum.voters": f"{settings.node_id}@{HOST}:{settings.controller_port}",
+        "listeners": f"PLAINTEXT://{settings.bootstrap},CONTROLLER://{HOST}:{settings.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{settings.bootstrap}",
+        "controller.listener.names": "CONTROLLER",
+        "inter.broker.listener.name": "PLAINTEXT",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "log.dirs": settings.log_dirs,
+    }
+    every = {**identity, **SINGLE_NODE, **TAKE_OVER, **HOUSEKEEPING}
+    return "".join(f"{key}={value}\n" for key, value in every.items())
