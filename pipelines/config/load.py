@@ -1,0 +1,94 @@
+"""Reading a pipeline file. Whatever is wrong with it is one `ConfigError` that names file, key and remedy."""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from pipelines.config.pipeline import Pipeline
+from pipelines.config.units import decode_hook, schema_hook
+from pipelines.errors import ConfigError
+
+FILE_BYTES_MOST = 1 << 20
+
+
+def load(path: Path | str) -> Pipeline:
+    """Read and validate; paths in the file are made absolute against its folder. Raises `ConfigError`."""
+    path = Path(path)
+    raw = _read(path)
+    _refuse_unknown_keys(path, raw, Pipeline, "")
+    try:
+        pipeline = msgspec.convert(raw, Pipeline, dec_hook=decode_hook)
+    except msgspec.ValidationError as error:
+        problem, _, where = str(error).partition(" - at `$")
+        key = where.rstrip("`").lstrip(".")
+        raise ConfigError(f"{path}: {key + ': ' if key else ''}{problem}") from error
+    return _with_absolute_paths(pipeline, path.resolve().parent)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the file, for editors."""
+    return msgspec.json.schema(Pipeline, schema_hook=schema_hook)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > FILE_BYTES_MOST:
+            raise ConfigError(f"{path} is larger than {FILE_BYTES_MOST} bytes", remedy="give a pipeline file")
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(
+            f"{path} cannot be read ({reason})", remedy="give a pipeline file; `tidegate init` writes one"
+        ) from error
+    except yaml.YAMLError as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {detail}", remedy="mend it there") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no keys", remedy="`tidegate init` writes a file to begin with")
+    return raw
+
+
+def _refuse_unknown_keys(path: Path, raw: dict[str, Any], kind: type, prefix: str) -> None:
+    """msgspec refuses unknown keys too, but cannot say which one was meant."""
+    hints = typing.get_type_hints(kind)
+    for key, value in raw.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            remedy = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(sorted(hints))}"
+            raise ConfigError(f"{path}: `{prefix}{key}` is not a known key", remedy=remedy)
+        section = _section_of(hints[key])
+        if section is not None and isinstance(value, dict):
+            _refuse_unknown_keys(path, value, section, f"{prefix}{key}.")
+
+
+def _section_of(hint: Any) -> type | None:
+    """The struct that a key holds, through `X | None`."""
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    structs = [c for c in choices if isinstance(c, type) and issubclass(c, msgspec.Struct) and c.__struct_fields__]
+    return structs[0] if len(structs) == 1 and structs[0].__struct_config__.forbid_unknown_fields else None
+
+
+def _with_absolute_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
+    def tier(model: Any) -> Any:
+        reference, labels = model.model, model.labels
+        if reference is not None and not reference.startswith("builtin:"):
+            reference = str(folder / Path(reference).expanduser())
+        if isinstance(labels, str):
+            labels = _labels(folder / Path(labels).expanduser())
+        return msgspec.structs.replace(model, model=reference, labels=labels)
+
+    source = msgspec.structs.replace(pipeline.source, path=str(folder / Path(pipeline.source.path).expanduser()))
+    return msgspec.structs.replace(pipeline, source=source, edge=tier(pipeline.edge), cloud=tier(pipeline.cloud))
+
+
+def _labels(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"labels: {path} cannot be read", remedy="give a text file with one name a line") from error
+    return [name for name in names if name]

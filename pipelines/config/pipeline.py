@@ -1,0 +1,153 @@
+"""The pipeline file, key by key. `tidegate check --schema` prints it as a JSON Schema for editors."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from pipelines.config.units import Duration, Rate
+from pipelines.models.release import ModelInput
+from schemas.topics import SITE_NAME, SiteTopics
+
+
+def _duration(text: str) -> Any:
+    return msgspec.field(default_factory=lambda: Duration.parse(text))
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the file: frozen, and a key that is not known is refused."""
+
+
+class KafkaCluster(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One cluster. Without `bootstrap`, `tidegate run` runs an embedded Kafka for it."""
+
+    bootstrap: str | None = None
+    """`host:port`, several with commas."""
+    librdkafka: dict[str, str | int | float | bool] = {}
+    """Raw client keys, passed on as they are (security, timeouts, `group.protocol`)."""
+
+
+class Kafka(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The two clusters. Equal addresses make both tiers share one."""
+
+    edge: KafkaCluster = KafkaCluster()
+    cloud: KafkaCluster = KafkaCluster()
+
+
+class Source(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where items come from."""
+
+    path: str
+    """Of the folder or archive, relative to the pipeline file."""
+    type: str = "images"
+    """`images` (a folder), `idx` (an archive as MNIST has), one of yours by its entry point, or `module:name`."""
+    streams: Annotated[int, Meta(ge=1, le=10_000)] = 1
+    """Cameras to play: item i goes to camera i modulo streams."""
+    rate: Rate = msgspec.field(default_factory=Rate)
+    """Of each stream: `10/s`, `as recorded`, or `as fast as possible`."""
+    loop: Annotated[int, Meta(ge=0)] = 1
+    """Times to play the source; 0 is without end."""
+    options: dict[str, Any] = {}
+    """For a source of yours."""
+
+
+class Encode(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How frames are prepared and encoded."""
+
+    codec: str = "jpeg"
+    """`jpeg`, `raw` (tiny images), or one of yours. JPEG files that need no change travel as they are."""
+    quality: Annotated[int, Meta(ge=1, le=100)] = 80
+    resize: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    grey: bool = False
+
+
+class Model(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A model and how to feed it."""
+
+    model: str | None = None
+    """`builtin:digits-small`, `builtin:digits-large`, or the path of an ONNX file, relative to the pipeline file."""
+    labels: str | list[str] = []
+    """Class names, or the path of a file with one a line."""
+    input: ModelInput | None = None
+    """What the file itself does not say: layout, size, scale, mean, std."""
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class EdgeTier(Model, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The edge workers."""
+
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    commit_interval: Duration = _duration("50ms")
+
+
+class CloudTier(Model, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The cloud workers. Without a model nothing can be escalated."""
+
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    commit_interval: Duration = _duration("50ms")
+    sites: list[str] = []
+    """Sites that this cloud serves; the file's own `site` where empty."""
+
+
+class Routing(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where each item is processed."""
+
+    policy: str = "edge_only"
+    """`edge_only`, `cloud_only`, `threshold`, one of yours by its entry point, or `module:name`."""
+    options: dict[str, Any] = {}
+    """Of the policy. `threshold` takes `threshold`; without it the edge model's own calibrated one is used."""
+
+
+class Windows(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Event-time windows over the settled results."""
+
+    size: Duration = _duration("10s")
+    lateness: Duration = _duration("10s")
+    """How long after its end a window is still called open."""
+
+
+class Pipeline(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file."""
+
+    name: str
+    """Small letters, digits and hyphens. Embedded data is kept under it."""
+    source: Source
+    site: str = "site-1"
+    """Small letters, digits and hyphens. It becomes part of topic names, and fixes them for good."""
+    encode: Encode = Encode()
+    deadline: Duration = _duration("10s")
+    """From capture on. Past it an answer is of no use: the edge's own stands, or the item is `expired`."""
+    priority: Annotated[int, Meta(ge=0, le=2)] = 1
+    """0 travels first."""
+    edge: EdgeTier = msgspec.field(default_factory=EdgeTier)
+    cloud: CloudTier = msgspec.field(default_factory=CloudTier)
+    routing: Routing = Routing()
+    windows: Windows = msgspec.field(default_factory=Windows)
+    kafka: Kafka = Kafka()
+    partitions: Annotated[int, Meta(ge=1, le=1000)] = 6
+    """Of every keyed topic; the ceiling on workers of a group. Fixed when the pipeline is created."""
+    retention: Duration = _duration("24h")
+    outage_budget: Duration = _duration("1h")
+    """The longest outage that must lose nothing. A shorter retention is refused."""
+
+    def __post_init__(self) -> None:
+        for key, value in (("name", self.name), ("site", self.site), *(("cloud.sites", s) for s in self.cloud.sites)):
+            if not SITE_NAME.fullmatch(value):
+                raise ValueError(f"`{key}: {value}` may have small letters, digits and hyphens only, 63 at most")
+        if self.retention < self.outage_budget:
+            raise ValueError(
+                "`retention` is shorter than `outage_budget`: unread records would be removed in an outage"
+            )
+        if self.encode.resize is not None and not all(1 <= side <= 16_384 for side in self.encode.resize):
+            raise ValueError("`encode.resize` takes width and height from 1 to 16384 pixels")
+
+    @property
+    def topics(self) -> SiteTopics:
+        """Names of this site's topics and groups."""
+        return SiteTopics(self.site)
+
+    @property
+    def cloud_sites(self) -> list[str]:
+        """Sites that the cloud workers of this file serve."""
+        return self.cloud.sites or [self.site]

@@ -1,0 +1,7 @@
+"""Pure decisions: no client library, no clock, no thread, no randomness. Events and times in, decisions out.
+
+capture     seqs, epochs and positions     pacing      when a frame is released
+ledger      marks, and the audit           ranges      sets of seqs as ranges
+settlement  one outcome an escalated item  commits     how far a partition is settled
+lanes       what a forwarder sends next    windows     event-time windows
+"""

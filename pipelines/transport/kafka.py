@@ -1,0 +1,228 @@
+"""Kafka through confluent-kafka: the cluster, and what is asked of it now and then. Readers and writers: see beside.
+
+`KafkaCluster` is one set of addresses and client settings. Objects that it makes own their connections and must be
+closed. Settings that matter (FACTS: they decide by factors) are constants here, and a pipeline file may override any
+of them with raw librdkafka keys.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from pipelines.errors import BrokerError
+from pipelines.transport.base import Commit, Compression, Partition, RebalanceListener, Record
+from pipelines.transport.kafka_read import READ, KafkaGroupReader, KafkaReader
+from pipelines.transport.kafka_write import KafkaTransactions
+from schemas.topics import TopicSpec
+
+REQUEST_TIMEOUT_S = 10.0
+"""For one administrative request. A broker on the same machine answers in milliseconds, a restarted one in 3.5 s."""
+
+LOOK_AGAIN_S = 0.05
+"""Between two looks at what Kafka gives no event for: a new topic's leader, a coordinator that still loads."""
+
+_NOT_YET = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError._WAIT_COORD,
+}
+
+COMMON = {
+    # What it would print reaches us as errors too, and is logged from there.
+    "log_level": 2,
+    "reconnect.backoff.ms": 50,
+    "reconnect.backoff.max.ms": 500,
+    "log.connection.close": False,
+    "socket.nagle.disable": True,
+}
+
+
+class KafkaCluster:
+    """One Kafka cluster, named for error messages by its key in the pipeline file (such as `kafka.edge`)."""
+
+    def __init__(self, name: str, bootstrap: str, options: Mapping[str, Any] | None = None) -> None:
+        self.name = name
+        self.bootstrap = bootstrap
+        self._options = {**COMMON, **(options or {}), "bootstrap.servers": bootstrap}
+        self._admin_client: AdminClient | None = None
+        self._group_clients: dict[str, Consumer] = {}
+
+    @property
+    def _admin(self) -> AdminClient:
+        if self._admin_client is None:
+            self._admin_client = AdminClient({**self._options, "error_cb": _ignore_until_asked})
+        return self._admin_client
+
+    def check(self, timeout_s: float = 5.0) -> None:
+        """Raise `BrokerError` in one line where no broker answers."""
+        try:
+            self._admin.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            raise BrokerError(
+                f"{self.name}: no Kafka answers at {self.bootstrap} ({error.args[0].str()})",
+                remedy="start it, or correct the address",
+            ) from error
+
+    def group_reader(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> KafkaGroupReader:
+        """A new member of `group`."""
+        return KafkaGroupReader(self._options, group, topics, listener)
+
+    def reader(self, starts: Mapping[Partition, int], max_bytes: int = 16 << 20) -> KafkaReader:
+        """A reader of the partitions given, from the offsets given; at most `max_bytes` wait in the client."""
+        return KafkaReader(self._options, starts, max_bytes)
+
+    def transactions(self, transactional_id: str, compression: Compression = "zstd") -> KafkaTransactions:
+        """A writer; call its `start` before its first `write`."""
+        return KafkaTransactions(self._options, transactional_id, compression)
+
+    def partitions(self, topics: Sequence[str]) -> list[Partition]:
+        """All partitions of the topics. Raises `BrokerError` naming a topic that is not there."""
+        known = self._call(lambda: self._admin.list_topics(timeout=REQUEST_TIMEOUT_S)).topics
+        missing = [topic for topic in topics if topic not in known]
+        if missing:
+            raise BrokerError(
+                f"{self.name}: topic '{missing[0]}' is not there",
+                remedy="create the topics with `tidegate topics apply`",
+            )
+        return [(topic, number) for topic in topics for number in sorted(known[topic].partitions)]
+
+    def end_offsets(self, topics: Sequence[str], *, stable: bool = True) -> dict[Partition, int]:
+        """The last stable offsets: all before them is committed or rolled back. Not `stable`: the high watermarks."""
+        isolation = IsolationLevel.READ_COMMITTED if stable else IsolationLevel.READ_UNCOMMITTED
+        return self._offsets(topics, OffsetSpec.latest(), isolation)
+
+    def start_offsets(self, topics: Sequence[str]) -> dict[Partition, int]:
+        """The log start offsets."""
+        return self._offsets(topics, OffsetSpec.earliest(), IsolationLevel.READ_COMMITTED)
+
+    def _offsets(self, topics: Sequence[str], spec: OffsetSpec, isolation: IsolationLevel) -> dict[Partition, int]:
+        wanted = {TopicPartition(topic, number): spec for topic, number in self.partitions(topics)}
+        futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
+        return {(tp.topic, tp.partition): self._call(future.result).offset for tp, future in futures.items()}
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[Partition, Commit]:
+        """Where the group stands; partitions without a commit are left out."""
+        wanted = [TopicPartition(topic, number) for topic, number in self.partitions(topics)]
+        found = self._patiently(lambda: self._group_client(group).committed(wanted, REQUEST_TIMEOUT_S))
+        return {(tp.topic, tp.partition): Commit(tp.offset, tp.metadata or "") for tp in found if tp.offset >= 0}
+
+    def _group_client(self, group: str) -> Consumer:
+        """A client that asks and sets a group's commits without joining it.
+
+        Not the AdminClient: on a broker that still loads its group coordinator (the first seconds of a fresh one) its
+        group requests time out instead of trying again, and crashed the process (confluent-kafka 2.16).
+        """
+        if group not in self._group_clients:
+            config = {**READ, **self._options, "group.id": group, "error_cb": _ignore_until_asked}
+            self._group_clients[group] = Consumer(config)
+        return self._group_clients[group]
+
+    def assigned_partitions(self, group: str) -> int:
+        """How many partitions the members of `group` hold at this moment."""
+        future = self._admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)[group]
+        members = self._call(future.result).members
+        return sum(len(member.assignment.topic_partitions) for member in members if member.assignment)
+
+    def read_all(self, topics: Sequence[str], starts: Mapping[Partition, int] | None = None) -> Iterator[Record]:
+        """Every committed record from `starts` (else the log start) to the ends as they are at the call."""
+        ends = self.end_offsets(topics)
+        begins = {**self.start_offsets(topics), **(starts or {})}
+        wanted = {partition: begins[partition] for partition, end in ends.items() if begins[partition] < end}
+        if not wanted:
+            return
+        reader = KafkaReader(self._options, wanted, 16 << 20)
+        try:
+            yield from reader.until(ends)
+        finally:
+            reader.close()
+
+    def create_topics(self, specs: Sequence[TopicSpec], partitions: int, retention_ms: int) -> list[str]:
+        """Create those that are missing; the names of the created. Raises `BrokerError` where one cannot be."""
+        known = self._call(lambda: self._admin.list_topics(timeout=REQUEST_TIMEOUT_S)).topics
+        missing = [spec for spec in specs if spec.name not in known]
+        if not missing:
+            return []
+        futures = self._admin.create_topics(
+            [
+                NewTopic(spec.name, partitions if spec.keyed else 1, config=_topic_config(spec, retention_ms))
+                for spec in missing
+            ],
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        created = [name for name, future in futures.items() if self._created(name, future)]
+        self._await_topics([spec.name for spec in missing])
+        return created
+
+    def _await_topics(self, names: Sequence[str]) -> None:
+        """A topic is created when the controller says so; the broker that we ask next may know it a moment later."""
+        until_s = time.monotonic() + REQUEST_TIMEOUT_S
+        while time.monotonic() < until_s:
+            known = self._call(lambda: self._admin.list_topics(timeout=REQUEST_TIMEOUT_S)).topics
+            if all(name in known and all(p.leader >= 0 for p in known[name].partitions.values()) for name in names):
+                return
+            self._admin.poll(LOOK_AGAIN_S)
+        raise BrokerError(f"{self.name}: new topics did not appear in {REQUEST_TIMEOUT_S:.0f} s", remedy="try again")
+
+    def _created(self, name: str, future: Any) -> bool:
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return False
+            raise BrokerError(f"{self.name}: topic '{name}' cannot be created ({error.args[0].str()})") from error
+        return True
+
+    def write_first_positions(self, group: str, topics: Sequence[str]) -> None:
+        """Commit offset 0 for every partition of the topics that the group has no position on."""
+        known = self.committed(group, topics)
+        missing = [TopicPartition(*partition, 0) for partition in self.partitions(topics) if partition not in known]
+        if missing:
+            self._patiently(lambda: self._group_client(group).commit(offsets=missing, asynchronous=False))
+
+    def _patiently(self, request: Callable[[], Any]) -> Any:
+        """As `_call`, but asked again while the coordinator of a group is being found or loaded."""
+        until_s = time.monotonic() + REQUEST_TIMEOUT_S
+        while True:
+            try:
+                return request()
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > until_s:
+                    return self._call(request)
+                self._admin.poll(LOOK_AGAIN_S)
+
+    def _call(self, request: Any) -> Any:
+        try:
+            return request()
+        except KafkaException as error:
+            raise BrokerError(
+                f"{self.name}: Kafka at {self.bootstrap} refused ({error.args[0].str()})",
+                remedy="`tidegate doctor` shows what is wrong",
+            ) from error
+
+    def close(self) -> None:
+        """Release the administrative connections. They are made again when something is asked."""
+        for client in self._group_clients.values():
+            client.close()
+        self._group_clients.clear()
+        self._admin_client = None
+
+
+def _ignore_until_asked(_error: KafkaError) -> None:
+    """Connection errors of an administrative client show in the request that fails: once is enough."""
+
+
+def _topic_config(spec: TopicSpec, retention_ms: int) -> dict[str, str]:
+    if spec.compacted:
+        # A short segment lets compaction begin before a day's heartbeats have piled up.
+        return {"cleanup.policy": "compact", "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.1"}
+    return {"retention.ms": str(retention_ms), "message.timestamp.type": "CreateTime"}

@@ -1,0 +1,179 @@
+"""Reading from Kafka: in a consumer group, and outside one."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from pipelines.errors import TransportError
+from pipelines.transport.base import Commit, OutOfRange, Partition, RebalanceListener, Record
+
+log = structlog.get_logger("tidegate.kafka")
+
+REQUEST_TIMEOUT_S = 10.0
+
+READ = {
+    "enable.auto.commit": False,
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    # With its default of 1000 a fast consumer stalls at an eighth of its rate.
+    "fetch.queue.backoff.ms": 2,
+    "fetch.error.backoff.ms": 50,
+    "queued.max.messages.kbytes": 16 << 10,
+}
+
+
+class _Messages:
+    """Takes batches from a client and sorts errors from records."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        # A group member turns its connection errors into log lines once a change, not once a try.
+        self._last_error = ""
+        self.consumer = Consumer({**config, "error_cb": self._note_error})
+
+    def _note_error(self, error: KafkaError) -> None:
+        if error.str() != self._last_error:
+            self._last_error = error.str()
+            log.warning("kafka_connection", error=error.str())
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        # Never wait inside consume(N, timeout): it waits for all N. poll() returns with the first.
+        first = self.consumer.poll(timeout_s)
+        if first is None:
+            return []
+        taken = [first, *self.consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
+        bad = [message for message in taken if message.error() is not None]
+        if not bad:
+            return cast("list[Record]", taken)
+        for message in bad:
+            self._sort(message)
+        return cast("list[Record]", [message for message in taken if message.error() is None])
+
+    def _sort(self, message: Any) -> None:
+        error = message.error()
+        if error.code() == KafkaError._AUTO_OFFSET_RESET:
+            raise OutOfRange(f"{message.topic()}[{message.partition()}]: {error.str()}")
+        if error.fatal():
+            raise TransportError(f"the consumer failed: {error.str()}")
+        if error.code() != KafkaError._PARTITION_EOF:
+            self._note_error(error)
+
+
+class KafkaGroupReader:
+    """A member of a consumer group (KIP-848 unless the options say `group.protocol: classic`)."""
+
+    def __init__(
+        self, options: Mapping[str, Any], group: str, topics: Sequence[str], listener: RebalanceListener
+    ) -> None:
+        config = {**READ, "group.id": group, "group.protocol": "consumer", **options}
+        if config["group.protocol"] == "consumer":
+            # The range assignor gives the same partition number of every topic to one member: settlers need that.
+            config.setdefault("group.remote.assignor", "range")
+        else:
+            config.setdefault("partition.assignment.strategy", "range")
+        self._messages = _Messages(config)
+        self._listener = listener
+        self._held: set[Partition] = set()
+        self._given_up = 0
+        self.consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    @property
+    def consumer(self) -> Consumer:
+        """The client, for its group metadata."""
+        return self._messages.consumer
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        """Up to `max_records`, waiting up to `timeout_s` for the first. Raises `OutOfRange`, `TransportError`."""
+        given_up = self._given_up
+        records = self._messages.poll(max_records, timeout_s)
+        if given_up == self._given_up:
+            return records
+        # A partition may go between the first record and the rest of the batch: its next owner reads it again.
+        return [record for record in records if (record.topic(), record.partition()) in self._held]
+
+    def rewind(self) -> dict[Partition, Commit]:
+        """Go back to the committed offsets on every partition held, and say what they are."""
+        commits = self._committed(sorted(self._held))
+        try:
+            for (topic, number), commit in commits.items():
+                self.consumer.seek(TopicPartition(topic, number, commit.offset))
+        except KafkaException as error:
+            raise TransportError(f"cannot go back to the committed offsets: {error.args[0].str()}") from error
+        return commits
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.consumer.close()
+
+    def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, Commit]:
+        if not partitions:
+            return {}
+        try:
+            found = self.consumer.committed([TopicPartition(*p) for p in partitions], REQUEST_TIMEOUT_S)
+        except KafkaException as error:
+            raise TransportError(f"cannot read the committed offsets: {error.args[0].str()}") from error
+        return {(tp.topic, tp.partition): Commit(max(tp.offset, 0), tp.metadata or "") for tp in found}
+
+    def _on_assign(self, consumer: Consumer, given: list[TopicPartition]) -> None:
+        partitions = [(tp.topic, tp.partition) for tp in given]
+        commits = self._committed(partitions)
+        self._held.update(partitions)
+        self._listener.assigned(commits)
+
+    def _on_revoke(self, consumer: Consumer, taken: list[TopicPartition]) -> None:
+        self._give_up(taken, self._listener.revoked)
+
+    def _on_lost(self, consumer: Consumer, taken: list[TopicPartition]) -> None:
+        self._give_up(taken, self._listener.lost)
+
+    def _give_up(self, taken: list[TopicPartition], tell: Callable[[Sequence[Partition]], None]) -> None:
+        partitions = [(tp.topic, tp.partition) for tp in taken]
+        tell(partitions)
+        self._held.difference_update(partitions)
+        self._given_up += 1
+
+
+class KafkaReader:
+    """Reads the partitions it was given, outside any group."""
+
+    def __init__(self, options: Mapping[str, Any], starts: Mapping[Partition, int], max_bytes: int) -> None:
+        config = {
+            **READ,
+            **{key: value for key, value in options.items() if not key.startswith("group.")},
+            "group.id": "tidegate-reader",  # Required by the client; never joined, never committed to.
+            "enable.partition.eof": True,
+            "queued.max.messages.kbytes": max(max_bytes >> 10, 1),
+        }
+        self._messages = _Messages(config)
+        self._messages.consumer.assign([TopicPartition(*p, offset) for p, offset in starts.items()])
+        self._starts = dict(starts)
+
+    def poll(self, max_records: int, timeout_s: float) -> list[Record]:
+        """Up to `max_records`, waiting up to `timeout_s` for the first. Raises `OutOfRange`, `TransportError`."""
+        return self._messages.poll(max_records, timeout_s)
+
+    def until(self, ends: Mapping[Partition, int], idle_s: float = 30.0) -> Iterator[Record]:
+        """Records up to the last stable offsets `ends`. Raises `TransportError` when nothing came for `idle_s`."""
+        open_partitions = {partition for partition in self._starts if self._starts[partition] < ends[partition]}
+        while open_partitions:
+            message = self._messages.consumer.poll(idle_s)
+            if message is None:
+                raise TransportError(f"nothing was read for {idle_s:.0f} s from {sorted(open_partitions)[0][0]}")
+            partition = (message.topic(), message.partition())
+            if message.error() is None:
+                if message.offset() < ends[partition]:
+                    yield cast("Record", message)
+                if message.offset() + 1 >= ends[partition]:
+                    open_partitions.discard(partition)
+            elif message.error().code() == KafkaError._PARTITION_EOF:
+                # Transaction markers take offsets: the last record may lie before the end.
+                open_partitions.discard(partition)
+            else:
+                self._messages._sort(message)
+
+    def close(self) -> None:
+        """Release its connections."""
+        self._messages.consumer.close()

@@ -1,0 +1,145 @@
+"""Writing to Kafka: one transaction at a time under one transactional id.
+
+How a failure is told apart (KIP-98, KIP-360, KIP-447, and librdkafka's error properties):
+- the error says that the transaction must be rolled back: it is, and `Aborted` is raised;
+- the error is retriable: the same call is made again, for `RETRY_S` at most;
+- somebody else holds the id, or the coordinator gave this transaction up: `Fenced`, and the client is thrown away;
+- anything else, a commit whose end is unknown included: the client is thrown away and `Aborted` is raised. The next
+  `start` makes a new one, and the coordinator then decides what became of the transaction before it answers. Whoever
+  reads the committed positions after `start` therefore reads the truth.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from pipelines.errors import Fenced, TransportError
+from pipelines.transport.base import Aborted, Commit, Compression, GroupReader, OutRecord, Partition
+from pipelines.transport.kafka_read import KafkaGroupReader
+
+log = structlog.get_logger("tidegate.kafka")
+
+TRANSACTION_TIMEOUT_MS = 1500
+"""An open transaction of a dead worker holds up every reader of its partitions for this long and one abort sweep
+(250 ms). A transaction is begun when its records are ready, so open for 3 to 90 ms; the rest is for slow disks."""
+
+REQUEST_TIMEOUT_S = 10.0
+RETRY_LIMIT = 6
+"""Tries of one call; each waits up to `REQUEST_TIMEOUT_S`, so that a broker may be away for a minute."""
+
+WRITE = {
+    "partitioner": "murmur2_random",
+    "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+    "linger.ms": 5,
+    "delivery.report.only.error": True,
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 64 << 10,
+}
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError._FATAL,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.INVALID_PRODUCER_ID_MAPPING,
+}
+_PRODUCER_FENCED = 90
+"""PRODUCER_FENCED of the protocol, which the client does not name."""
+
+
+class KafkaTransactions:
+    """Writes atomically under one transactional id."""
+
+    def __init__(self, options: Mapping[str, Any], transactional_id: str, compression: Compression) -> None:
+        own = {"transactional.id": transactional_id, "compression.type": compression}
+        if compression == "zstd":
+            own["compression.level"] = "1"
+        self._config = {**WRITE, **own, **{key: v for key, v in options.items() if not key.startswith("group.")}}
+        self._producer: Producer | None = None
+        self._last_error = ""
+        self.transactional_id = transactional_id
+
+    def start(self) -> None:
+        """Fence every earlier holder of the id and roll back what it had open. Raises `TransportError`, `Fenced`."""
+        if self._producer is not None:
+            return
+        producer = Producer({**self._config, "error_cb": self._note_error})
+        try:
+            self._retrying(lambda: producer.init_transactions(REQUEST_TIMEOUT_S))
+        except KafkaException as error:
+            cause = error.args[0]
+            refusal = Fenced if _is_fenced(cause) else TransportError
+            raise refusal(f"'{self.transactional_id}' cannot begin to write: {cause.str()}") from error
+        self._producer = producer
+
+    def write(
+        self,
+        records: Iterable[OutRecord],
+        offsets: Mapping[Partition, Commit] | None = None,
+        group: GroupReader | None = None,
+    ) -> None:
+        """One transaction: the records, and where `group` goes on. Raises `Aborted` or `Fenced`."""
+        producer = self._producer
+        if producer is None:
+            raise Aborted(f"the writer '{self.transactional_id}' must be started again")
+        try:
+            producer.begin_transaction()
+            for record in records:
+                self._produce(producer, record)
+            if offsets and isinstance(group, KafkaGroupReader):
+                positions = [TopicPartition(*p, c.offset, c.metadata) for p, c in offsets.items()]
+                metadata = group.consumer.consumer_group_metadata()
+                self._retrying(lambda: producer.send_offsets_to_transaction(positions, metadata, REQUEST_TIMEOUT_S))
+            self._retrying(lambda: producer.commit_transaction(REQUEST_TIMEOUT_S))
+        except KafkaException as error:
+            raise self._rolled_back(producer, error) from error
+
+    def close(self) -> None:
+        """Release its connections. Nothing is open: `write` ends what it begins."""
+        self._producer = None
+
+    def _produce(self, producer: Producer, record: OutRecord) -> None:
+        for _ in range(RETRY_LIMIT):
+            try:
+                producer.produce(record.topic, record.value, record.key, record.partition, headers=record.headers)
+                return
+            except BufferError:
+                # The local queue is full: wait until a delivery makes room.
+                producer.poll(TRANSACTION_TIMEOUT_MS / 1000 / RETRY_LIMIT)
+        raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
+
+    def _retrying(self, call: Callable[[], object]) -> None:
+        for remaining in reversed(range(RETRY_LIMIT)):
+            try:
+                call()
+                return
+            except KafkaException as error:
+                if not error.args[0].retriable() or not remaining:
+                    raise
+
+    def _rolled_back(self, producer: Producer, error: KafkaException) -> Aborted | Fenced:
+        """Leave nothing open, and say which refusal it was."""
+        cause = error.args[0]
+        log.warning("transaction_failed", id=self.transactional_id, error=cause.str(), code=cause.name())
+        if _is_fenced(cause):
+            self._producer = None
+            return Fenced(f"'{self.transactional_id}' was fenced: {cause.str()}")
+        if cause.txn_requires_abort() or cause.code() == KafkaError._QUEUE_FULL:
+            try:
+                self._retrying(lambda: producer.abort_transaction(REQUEST_TIMEOUT_S))
+            except KafkaException as second:
+                log.warning("abort_failed", id=self.transactional_id, error=second.args[0].str())
+                self._producer = None
+        else:
+            self._producer = None
+        return Aborted(f"a transaction of '{self.transactional_id}' was rolled back: {cause.str()}")
+
+    def _note_error(self, error: KafkaError) -> None:
+        if error.str() != self._last_error:
+            self._last_error = error.str()
+            log.warning("kafka_connection", id=self.transactional_id, error=error.str())
+
+
+def _is_fenced(error: KafkaError) -> bool:
+    return error.code() in _FENCED or error.code() == _PRODUCER_FENCED or error.fatal()
