@@ -7,7 +7,7 @@ of them with raw librdkafka keys.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from confluent_kafka import (
     Consumer,
@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 from pipelines.errors import BrokerError
 from pipelines.transport.base import Commit, Compression, Partition, RebalanceListener, Record
 from pipelines.transport.kafka_read import READ, KafkaGroupReader, KafkaReader
-from pipelines.transport.kafka_write import KafkaTransactions
+from pipelines.transport.kafka_write import RECORD_BYTES_MOST, KafkaTransactions
 from schemas.topics import TopicSpec
 
 REQUEST_TIMEOUT_S = 10.0
@@ -35,6 +35,9 @@ _NOT_YET = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError._WAIT_COORD,
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 
 COMMON = {
@@ -107,8 +110,12 @@ class KafkaCluster:
 
     def _offsets(self, topics: Sequence[str], spec: OffsetSpec, isolation: IsolationLevel) -> dict[Partition, int]:
         wanted = {TopicPartition(topic, number): spec for topic, number in self.partitions(topics)}
-        futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
-        return {(tp.topic, tp.partition): self._call(future.result).offset for tp, future in futures.items()}
+
+        def ask() -> dict[Partition, int]:
+            futures = self._admin.list_offsets(wanted, isolation_level=isolation, request_timeout=REQUEST_TIMEOUT_S)
+            return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+
+        return cast("dict[Partition, int]", self._patiently(ask))
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Partition, Commit]:
         """Where the group stands; partitions without a commit are left out."""
@@ -129,8 +136,11 @@ class KafkaCluster:
 
     def assigned_partitions(self, group: str) -> int:
         """How many partitions the members of `group` hold at this moment."""
-        future = self._admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)[group]
-        members = self._call(future.result).members
+
+        def ask() -> Any:
+            return self._admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)[group].result()
+
+        members = self._patiently(ask).members
         return sum(len(member.assignment.topic_partitions) for member in members if member.assignment)
 
     def read_all(self, topics: Sequence[str], starts: Mapping[Partition, int] | None = None) -> Iterator[Record]:
@@ -190,7 +200,7 @@ class KafkaCluster:
             self._patiently(lambda: self._group_client(group).commit(offsets=missing, asynchronous=False))
 
     def _patiently(self, request: Callable[[], Any]) -> Any:
-        """As `_call`, but asked again while the coordinator of a group is being found or loaded."""
+        """As `_call`, but asked again while a coordinator or a leader is being elected, found or loaded."""
         until_s = time.monotonic() + REQUEST_TIMEOUT_S
         while True:
             try:
@@ -225,4 +235,5 @@ def _topic_config(spec: TopicSpec, retention_ms: int) -> dict[str, str]:
     if spec.compacted:
         # A short segment lets compaction begin before a day's heartbeats have piled up.
         return {"cleanup.policy": "compact", "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.1"}
-    return {"retention.ms": str(retention_ms), "message.timestamp.type": "CreateTime"}
+    config = {"retention.ms": str(retention_ms), "message.timestamp.type": "CreateTime"}
+    return {**config, "max.message.bytes": str(RECORD_BYTES_MOST)} if spec.media else config

@@ -29,7 +29,11 @@ REQUEST_TIMEOUT_S = 10.0
 RETRY_LIMIT = 6
 """Tries of one call; each waits up to `REQUEST_TIMEOUT_S`, so that a broker may be away for a minute."""
 
+RECORD_BYTES_MOST = 16 << 20
+"""Of a record with media: Kafka's own 1 MB is less than a phone's photograph. Topics are created with it, too."""
+
 WRITE = {
+    "message.max.bytes": RECORD_BYTES_MOST,
     "partitioner": "murmur2_random",
     "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
     "linger.ms": 5,
