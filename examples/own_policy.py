@@ -1,4 +1,4 @@
-"""A policy of your own, in one file: the first priority gets the cloud's opinion sooner, the rest as `threshold` has it.
+"""A policy of your own, in one file: the first priority is sent to the cloud sooner than the rest.
 
 Run it to see what it decides:        python examples/own_policy.py
 Use it, with its folder on the import path (PYTHONPATH=examples):

@@ -27,5 +27,5 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def window_key(site: str, stream: str, label: str, start_us: int) -> bytes:
-    """The key of a window: stream, class and start, apart by site."""
-    return f"{site}/{stream}/{label}/{start_us}".encode()
+    """The key of a window, a JSON array: names may hold any character, and no two windows share a key."""
+    return msgspec.json.encode([site, stream, label, start_us])

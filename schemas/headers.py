@@ -15,6 +15,9 @@ CONTENT_TYPE = "content-type"
 TG = "tg"
 VERSION = 1
 
+COUNT_MOST = 4_096
+"""Items in one record: a clip of over two minutes at 30 a second. More is no record of ours."""
+
 RecordHeaders = Sequence[tuple[str, str | bytes | None]]
 
 
@@ -96,7 +99,12 @@ def decode(raw: bytes) -> Header:
         raise _not_readable(raw, error) from error
     if header.version != VERSION:
         raise _not_readable(raw, None)
-    if header.count < 1 or header.first_seq < 0 or not header.stream or not 0 <= header.priority <= 2:
+    if (
+        not 1 <= header.count <= COUNT_MOST
+        or header.first_seq < 0
+        or not header.stream
+        or not 0 <= header.priority <= 2
+    ):
         raise ForeignRecord(f"header '{TG}' of stream '{header.stream}' has impossible values")
     return header
 
@@ -130,6 +138,6 @@ def _not_readable(raw: bytes, cause: Exception | None) -> ForeignRecord | Unknow
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return ForeignRecord(f"header '{TG}' cannot be read ({cause})")
     version, stream, _epoch, first_seq, count = account
-    if version <= VERSION or not stream or first_seq < 0 or count < 1:
+    if version <= VERSION or not stream or first_seq < 0 or not 1 <= count <= COUNT_MOST:
         return ForeignRecord(f"header '{TG}' cannot be read ({cause or 'impossible values'})")
     return UnknownVersion(f"header '{TG}' has version {version}; this code knows {VERSION}", account)

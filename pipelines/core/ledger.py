@@ -14,6 +14,7 @@ The account of a running system
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -57,8 +58,11 @@ class MarkBook:
         for (stream, epoch, outcome, reason), runs in self._runs.items():
             for first, end in _joined(sorted(zip(runs[::2], runs[1::2], strict=True))):
                 marks.append(Mark(stream, epoch, first, end - 1, outcome, reason))
-        marks.sort(key=lambda mark: (mark.stream, mark.epoch, mark.first_seq, mark.last_seq, mark.outcome, mark.reason))
+        marks.sort(key=_FIELDS)
         return marks
+
+
+_FIELDS = attrgetter(*Mark.__struct_fields__)
 
 
 def _joined(runs: list[Range]) -> list[Range]:
@@ -140,7 +144,7 @@ class _Seen(msgspec.Struct):
     stages: list[list[Labelled]]
 
     def as_labelled(self) -> list[Labelled]:
-        return [(first, end, mark.outcome.value) for first, end, mark in self.marks]
+        return [(first, end, mark.outcome) for first, end, mark in self.marks]
 
 
 def account(evidence: Evidence) -> Verdict:
@@ -214,7 +218,7 @@ def _settle(verdict: Verdict, stream: str, epoch: int, seen: _Seen, end: int) ->
     """Enter one epoch, of which the seqs below `end` were captured, into the verdict."""
     for first, mark_end, mark in seen.marks:
         count = max(min(mark_end, end) - first, 0)
-        verdict.outcomes[mark.outcome.value] += count
+        verdict.outcomes[mark.outcome] += count
         if mark.reason and count:
             reasons = verdict.reasons.setdefault(mark.outcome.value, {})
             reasons[mark.reason] = reasons.get(mark.reason, 0) + count

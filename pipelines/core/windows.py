@@ -24,8 +24,9 @@ from schemas.aggregates import Window
 from schemas.results import Result
 
 MAX_WINDOWS = 20_000
-"""Held a partition: 8 MB at about 400 bytes each. What must fit is streams x classes x (lateness / size + 2): 600
-streams of a partition with 10 classes and a lateness of one window make 18,000."""
+"""Held a partition after an emission, and a tenth more before the next: 8 MB at about 400 bytes each. What must fit
+is streams x classes x (lateness / size + 2): 600 streams of a partition with 10 classes and a lateness of one window
+make 18,000."""
 
 MAX_EVICTED_STARTS = 10_000
 """Starts known to be evicted: 28 hours of 10 s windows, about 1 MB. Before the oldest of them all count as evicted."""
@@ -103,8 +104,8 @@ class WindowBook:
 
     @property
     def full(self) -> bool:
-        """More are held than the limit allows: emit now."""
-        return self._held > self._max_windows
+        """A tenth more are held than the limit allows: emit now. (At the limit itself every batch would.)"""
+        return self._held > self._max_windows + self._max_windows // 10
 
     def add(self, results: Sequence[Result]) -> frozenset[int]:
         """Count all of the results, or none: then the starts of evicted windows that must be recalled first."""

@@ -16,10 +16,9 @@ import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from pipelines.codecs.base import decode
-from pipelines.errors import ModelError, UndecodableItem
+from pipelines.errors import ConfigError, ModelError, UndecodableItem
 from pipelines.models.base import Items
 from pipelines.models.heads import head_for
 from pipelines.models.onnx import CHUNK_ITEMS, OnnxModel
@@ -27,6 +26,7 @@ from pipelines.models.release import Release
 from schemas.headers import Header, Params
 
 UNDECODABLE = "undecodable"
+UNKNOWN_CODEC = "unknown_codec"
 WRONG_SHAPE = "wrong_shape"
 MODEL_FAILED = "model_failed"
 
@@ -43,7 +43,7 @@ class Inferred(msgspec.Struct, frozen=True):
 
 
 class Undecided(msgspec.Struct, frozen=True):
-    """The item cannot be answered. `reason` is one of the three words of this module."""
+    """The item cannot be answered. `reason` is one of the four words of this module."""
 
     reason: str
 
@@ -119,6 +119,8 @@ class ModelRunner:
                 item = self._fit(decode(*items[row])[np.newaxis])[0]
             except UndecodableItem:
                 undecided[row] = UNDECODABLE
+            except ConfigError:
+                undecided[row] = UNKNOWN_CODEC
             except (ModelError, cv2.error):
                 undecided[row] = WRONG_SHAPE
             else:
@@ -137,13 +139,15 @@ class ModelRunner:
         return np.stack(resized).reshape(len(batch), height, width, *batch.shape[3:])
 
     def _run(self, rows: list[int], batch: Items, outputs: NDArray[np.float32], undecided: dict[int, str]) -> None:
+        reason = WRONG_SHAPE
         try:
-            outputs[rows] = self._model.run(self._fit(batch))
-        except (ModelError, cv2.error):
-            undecided.update(dict.fromkeys(rows, WRONG_SHAPE))
-        except (Fail, InvalidArgument, RuntimeException):
+            batch = self._fit(batch)
+            self._model.check_item(batch.shape[1:], batch.dtype)
             # A model that takes any size may still fail on some, such as one smaller than its kernels.
-            undecided.update(dict.fromkeys(rows, MODEL_FAILED))
+            reason = MODEL_FAILED
+            outputs[rows] = self._model.run(batch)
+        except (ModelError, cv2.error):
+            undecided.update(dict.fromkeys(rows, reason))
 
     def _read(self, outputs: NDArray[np.float32], undecided: dict[int, str]) -> Inference:
         label = np.full(len(outputs), -1, np.intp)

@@ -60,6 +60,10 @@ class Stage(Protocol):
         """Called often, with or without records: what is due by the clock."""
         ...
 
+    def close(self) -> None:
+        """The end: release what is held."""
+        ...
+
 
 class StageLimits(msgspec.Struct, frozen=True):
     """How much may be pending, and how long a stage waits."""
@@ -126,6 +130,7 @@ class StageRunner:
         finally:
             self._reader.close()
             self._writer.close()
+            self._stage.close()
 
     def _turn(self) -> None:
         records = self._reader.poll(self._limits.batch_records, self._limits.idle_ms / 1000)

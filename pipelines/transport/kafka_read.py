@@ -28,13 +28,13 @@ class _Messages:
     """Takes batches from a client and sorts errors from records."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        # A group member turns its connection errors into log lines once a change, not once a try.
-        self._last_error = ""
+        self._noted: set[int] = set()
         self.consumer = Consumer({**config, "error_cb": self._note_error})
 
     def _note_error(self, error: KafkaError) -> None:
-        if error.str() != self._last_error:
-            self._last_error = error.str()
+        """Log an error of a kind once, until records flow again: a client without a broker has two a second."""
+        if error.code() not in self._noted:
+            self._noted.add(error.code())
             log.warning("kafka_connection", error=error.str())
 
     def poll(self, max_records: int, timeout_s: float) -> list[Record]:
@@ -45,6 +45,7 @@ class _Messages:
         taken = [first, *self.consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
         bad = [message for message in taken if message.error() is not None]
         if not bad:
+            self._noted.clear()
             return cast("list[Record]", taken)
         for message in bad:
             self._sort(message)

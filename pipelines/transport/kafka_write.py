@@ -61,7 +61,7 @@ class KafkaTransactions:
             own["compression.level"] = "1"
         self._config = {**WRITE, **own, **{key: v for key, v in options.items() if not key.startswith("group.")}}
         self._producer: Producer | None = None
-        self._last_error = ""
+        self._noted: set[int] = set()
         self.transactional_id = transactional_id
 
     def start(self) -> None:
@@ -96,6 +96,7 @@ class KafkaTransactions:
                 metadata = group.consumer.consumer_group_metadata()
                 self._retrying(lambda: producer.send_offsets_to_transaction(positions, metadata, REQUEST_TIMEOUT_S))
             self._retrying(lambda: producer.commit_transaction(REQUEST_TIMEOUT_S))
+            self._noted.clear()
         except KafkaException as error:
             raise self._rolled_back(producer, error) from error
 
@@ -140,8 +141,9 @@ class KafkaTransactions:
         return Aborted(f"a transaction of '{self.transactional_id}' was rolled back: {cause.str()}")
 
     def _note_error(self, error: KafkaError) -> None:
-        if error.str() != self._last_error:
-            self._last_error = error.str()
+        """Log an error of a kind once, until a transaction is written again."""
+        if error.code() not in self._noted:
+            self._noted.add(error.code())
             log.warning("kafka_connection", id=self.transactional_id, error=error.str())
 
 

@@ -157,7 +157,7 @@ def test_a_bad_archive_is_named_with_the_remedy(tmp_path, content, said):
 
 @pytest.mark.parametrize("kind", ["idx", "images"])
 def test_a_path_that_is_not_there_is_named(tmp_path, kind):
-    with pytest.raises(SourceError, match=r"missing .*correct `source\.path`"):
+    with pytest.raises(SourceError, match=r"missing .*: correct "):
         open_source(kind, tmp_path / "missing")
 
 

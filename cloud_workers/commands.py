@@ -1,0 +1,77 @@
+"""The cloud's commands: `tidegate cloud|aggregate FILE`, one worker process each. `train` stands in `train_command`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.config import Pipeline, clusters, load
+from pipelines.runtime.process import begin_worker, instance_name
+from pipelines.transport.kafka import KafkaCluster
+
+File = Annotated[Path, typer.Argument(help="The pipeline file.")]
+Instance = Annotated[
+    str | None, typer.Option(help="A name for this process that its successor takes too. Made up if not given.")
+]
+Check = Annotated[bool, typer.Option("--check", hidden=True, help="Check this worker's part, and start nothing.")]
+ItemShape = Annotated[str, typer.Option(hidden=True, help="With --check: the shape of an item, such as 28,28.")]
+DEFAULT_FILE = Path("pipeline.yaml")
+
+cloud, aggregate = typer.Typer(), typer.Typer()
+
+
+@cloud.command()
+def _cloud(
+    file: File = DEFAULT_FILE, instance: Instance = None, check: Check = False, item_shape: ItemShape = ""
+) -> None:
+    """Answer escalated items with the cloud's model."""
+    from cloud_workers.credit import CreditBeat
+    from cloud_workers.inference import BATCH_RECORDS, CloudStage
+    from pipelines.runtime.build import build_runner, shape_of
+    from pipelines.runtime.stage import StageLimits, StageRunner
+    from schemas.topics import CLOUD_GROUP, Tier
+
+    pipeline = load(file)
+    runner = build_runner(pipeline, Tier.CLOUD)
+    if check:
+        runner.check_items(shape_of(item_shape))
+        return
+    stop = begin_worker("cloud")
+    name = instance_name(instance)
+    StageRunner(
+        CloudStage(
+            pipeline.cloud_sites, runner, CreditBeat(pipeline.cloud_sites, name), partitions=pipeline.partitions
+        ),
+        _cloud_cluster(pipeline),
+        group=CLOUD_GROUP,
+        transactional_id=f"cloud.{name}",
+        stop=stop,
+        limits=StageLimits(commit_interval_ms=pipeline.cloud.commit_interval.ms, batch_records=BATCH_RECORDS),
+    ).run()
+
+
+@aggregate.command()
+def _aggregate(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+    """Count settled results into event-time windows per stream and class."""
+    from cloud_workers.aggregate import LIMITS, AggregateStage
+    from pipelines.runtime.stage import StageRunner
+    from schemas.topics import AGGREGATE_GROUP
+
+    pipeline = load(file)
+    stop = begin_worker("aggregate")
+    cluster = _cloud_cluster(pipeline)
+    stage = AggregateStage(pipeline.cloud_sites, cluster, pipeline.windows.size.us, pipeline.windows.lateness.us)
+    StageRunner(
+        stage,
+        cluster,
+        group=AGGREGATE_GROUP,
+        transactional_id=f"aggregate.{instance_name(instance)}",
+        stop=stop,
+        limits=LIMITS,
+    ).run()
+
+
+def _cloud_cluster(pipeline: Pipeline) -> KafkaCluster:
+    cluster = clusters(pipeline).cloud
+    cluster.check()
+    return cluster

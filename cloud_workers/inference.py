@@ -1,0 +1,129 @@
+"""Escalated items in, the cloud's answers out.
+
+Constraints
+- A batch is answered first priority first, and what is past its deadline is not answered at all: the settler at the
+  edge has let it go. The cloud keeps no account of items, it only counts what it passes over.
+- Every item of ours that can be reached by its `origin` gets an answer; one that cannot be answered gets an answer of
+  kind `dead_lettered`, so that the settler need not wait for the deadline. Its payload is kept as a dead letter.
+- Answers go to the partition that the item has at the edge, one record a site and partition.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import structlog
+
+from cloud_workers.credit import CreditBeat
+from pipelines.errors import ForeignRecord, UnknownVersion
+from pipelines.runtime.dead_letters import dead_letter
+from pipelines.runtime.inference import Inferred, ModelRunner
+from pipelines.runtime.stage import Step, offsets_after
+from pipelines.transport.base import Commit, OutRecord, Partition, Record
+from schemas import headers, wire
+from schemas.answers import Answer, AnswerBatch, AnswerKind
+from schemas.headers import Header, Origin
+from schemas.topics import CLOUD_DEAD_LETTERS, OFFLOADS, SiteTopics
+
+log = structlog.get_logger("tidegate.cloud")
+
+BATCH_RECORDS = 64
+"""Records a poll: what the model takes at once. More would make urgent items and heartbeats wait, and gain nothing."""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    record: Record
+    header: Header
+    origin: Origin
+
+
+class CloudStage:
+    """Answers items of `sites` with the cloud's model. Every keyed topic of theirs has `partitions` partitions."""
+
+    topics: Sequence[str] = OFFLOADS
+
+    def __init__(self, sites: Sequence[str], runner: ModelRunner, credit: CreditBeat, *, partitions: int) -> None:
+        self.counts: Counter[str] = Counter()
+        """`answered`, `dead_lettered`, `expired`, and records that are kept as dead letters without an answer:
+        `foreign`, `unknown_version`, `unknown_site`, `no_origin`, `unsupported_count`."""
+        self._sites = frozenset(sites)
+        self._runner = runner
+        self._credit = credit
+        self._partitions = partitions
+        self._held: set[Partition] = set()
+
+    def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
+        """Nothing is to be restored: an answer depends on its item alone."""
+        self._held.update(partitions)
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        """Without a partition there is no work, and no heartbeat."""
+        self._held.difference_update(partitions)
+
+    def close(self) -> None:
+        """Nothing is held but memory; what was counted is logged."""
+        log.info("counts", **self.counts)
+
+    def tick(self, now_us: int) -> Step:
+        """The heartbeats that are due."""
+        return Step(self._credit.due(now_us)) if self._held else Step()
+
+    def process(self, records: Sequence[Record], now_us: int) -> Step:
+        """Answer a batch."""
+        items: list[_Item] = []
+        out: list[OutRecord] = []
+        # The names sort as the priorities do, and the sort keeps the order within a topic.
+        for record in sorted(records, key=_topic):
+            found = self._read(record)
+            if isinstance(found, str):
+                self.counts[found] += 1
+                out.append(dead_letter(CLOUD_DEAD_LETTERS, record, found))
+            elif found.header.deadline_us <= now_us:
+                self.counts["expired"] += 1
+            else:
+                items.append(found)
+        return Step([*self._answer(items), *out], offsets_after(records))
+
+    def _read(self, record: Record) -> _Item | str:
+        """The item in a record, or the reason why it cannot be answered to anybody."""
+        try:
+            header = headers.find(record.headers())
+        except ForeignRecord:
+            return "foreign"
+        except UnknownVersion:
+            return "unknown_version"
+        origin = header.extra.origin
+        if origin is None or not 0 <= origin.partition < self._partitions:
+            return "no_origin"
+        if header.extra.site not in self._sites:
+            return "unknown_site"
+        if header.count != 1:
+            return "unsupported_count"
+        return _Item(record, header, origin)
+
+    def _answer(self, items: Sequence[_Item]) -> list[OutRecord]:
+        batches: defaultdict[Partition, list[Answer]] = defaultdict(list)
+        dead: list[OutRecord] = []
+        outcomes = self._runner.answer([(item.header, item.record.value() or b"") for item in items]) if items else []
+        for item, outcome in zip(items, outcomes, strict=True):
+            header, origin = item.header, item.origin
+            identity = (header.stream, header.epoch, header.first_seq, origin)
+            if isinstance(outcome, Inferred):
+                kind = AnswerKind.ANSWERED
+                answer = Answer(*identity, kind, outcome.label, outcome.confidence, self._runner.name)
+            else:
+                kind = AnswerKind.DEAD_LETTERED
+                answer = Answer(*identity, kind, model=self._runner.name, reason=outcome.reason)
+                dead.append(dead_letter(CLOUD_DEAD_LETTERS, item.record, outcome.reason))
+            self.counts[kind] += 1
+            batches[header.extra.site, origin.partition].append(answer)
+        return [*(_batch(site, number, answers) for (site, number), answers in batches.items()), *dead]
+
+
+def _topic(record: Record) -> str:
+    return record.topic()
+
+
+def _batch(site: str, partition: int, answers: list[Answer]) -> OutRecord:
+    value = wire.encode(AnswerBatch(wire.VERSION, site, answers))
+    return OutRecord(SiteTopics(site).down_answers, value, partition=partition)

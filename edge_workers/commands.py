@@ -1,0 +1,114 @@
+"""The edge's commands: `tidegate produce|edge|settle|uplink|downlink FILE`, one worker process each.
+
+Imports stand inside the commands: a producer needs no model, a settler neither model nor image library.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.config import Pipeline, clusters, load
+from pipelines.runtime.process import begin_worker, instance_name, life_name
+from pipelines.transport.kafka import KafkaCluster
+
+File = Annotated[Path, typer.Argument(help="The pipeline file.")]
+Instance = Annotated[
+    str | None, typer.Option(help="A name for this process that its successor takes too. Made up if not given.")
+]
+Check = Annotated[bool, typer.Option("--check", hidden=True, help="Check this worker's part, and start nothing.")]
+ItemShape = Annotated[str, typer.Option(hidden=True, help="With --check: the shape of an item, such as 28,28.")]
+DEFAULT_FILE = Path("pipeline.yaml")
+
+produce, edge, settle, uplink, downlink = (typer.Typer() for _ in range(5))
+
+
+@produce.command()
+def _produce(file: File = DEFAULT_FILE, instance: Instance = None, check: Check = False) -> None:
+    """Take items from the source, prepare and encode them, and write them to the edge's Kafka."""
+    from edge_workers.build import build_producer, describe_items
+
+    pipeline = load(file)
+    if check:
+        typer.echo(json.dumps(describe_items(pipeline)))
+        return
+    stop = begin_worker("produce")
+    build_producer(pipeline, _edge_cluster(pipeline), stop).run()
+
+
+@edge.command()
+def _edge(
+    file: File = DEFAULT_FILE, instance: Instance = None, check: Check = False, item_shape: ItemShape = ""
+) -> None:
+    """Answer items with the edge's model, and send on what the router sends to the cloud."""
+    from edge_workers.inference import EdgeStage
+    from pipelines.runtime.build import build_policy, build_runner, shape_of
+    from pipelines.runtime.stage import StageLimits, StageRunner
+    from schemas.topics import Tier
+
+    pipeline = load(file)
+    policy = build_policy(pipeline)
+    runner = build_runner(pipeline, Tier.EDGE) if policy.uses_model else None
+    if check:
+        if runner is not None:
+            runner.check_items(shape_of(item_shape))
+        return
+    stop = begin_worker("edge")
+    cluster = _edge_cluster(pipeline)
+    StageRunner(
+        EdgeStage(pipeline.site, runner, policy, cluster),
+        cluster,
+        group=pipeline.topics.edge_group,
+        transactional_id=f"edge.{pipeline.site}.{instance_name(instance)}",
+        stop=stop,
+        limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+    ).run()
+
+
+@settle.command()
+def _settle(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+    """Bring escalated items and the cloud's answers together: one outcome an item."""
+    from edge_workers.settler import SettlerStage
+    from pipelines.runtime.stage import StageLimits, StageRunner
+
+    pipeline = load(file)
+    stop = begin_worker("settle")
+    StageRunner(
+        SettlerStage(pipeline.site),
+        _edge_cluster(pipeline),
+        group=pipeline.topics.settler_group,
+        transactional_id=f"settle.{pipeline.site}.{instance_name(instance)}",
+        stop=stop,
+        limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+    ).run()
+
+
+@uplink.command()
+def _uplink(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+    """Carry escalated items and results to the cloud's Kafka, by priority, exactly once. One is active a site."""
+    from edge_workers.uplink import uplink as forwarder
+
+    pipeline = load(file)
+    stop = begin_worker("uplink")
+    both = clusters(pipeline)
+    both.edge.check()
+    forwarder(site=pipeline.site, edge=both.edge, cloud=both.cloud, instance=life_name(instance), stop=stop).run()
+
+
+@downlink.command()
+def _downlink(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+    """Carry the cloud's answers and credit to the edge's Kafka, exactly once. One is active a site."""
+    from edge_workers.downlink import downlink as forwarder
+
+    pipeline = load(file)
+    stop = begin_worker("downlink")
+    both = clusters(pipeline)
+    both.edge.check()
+    forwarder(site=pipeline.site, edge=both.edge, cloud=both.cloud, instance=life_name(instance), stop=stop).run()
+
+
+def _edge_cluster(pipeline: Pipeline) -> KafkaCluster:
+    cluster = clusters(pipeline).edge
+    cluster.check()
+    return cluster

@@ -1,0 +1,146 @@
+"""One run of a whole pipeline on this machine: brokers, topics, workers, and the end of them all.
+
+`tidegate run` and `tidegate demo` differ in what they show; what they stand on is this.
+"""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from pipelines.config import Pipeline
+from pipelines.config.clusters import ENVIRONMENT, Clusters, clusters
+from pipelines.config.home import Running, write_running
+from pipelines.errors import ConfigError
+from pipelines.runtime.supervisor import Supervisor, WorkerSpec
+from pipelines.transport.broker import Broker, start_many_owned
+from pipelines.transport.topics import Layout, apply
+from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, OFFLOADS, Tier
+
+READY_MOST_S = 30.0
+READY_TURN_S = 0.1
+
+
+class Session:
+    """A pipeline that runs. Leave it by `close`, which stops the workers, then the brokers that it started."""
+
+    def __init__(self, pipeline: Pipeline, file: Path, folder: Path, extra_environment: Mapping[str, str]) -> None:
+        self.pipeline = pipeline
+        self.folder = folder
+        self.brokers: dict[Tier, Broker] = {}
+        self._stack = ExitStack()
+        try:
+            addresses = self._brokers()
+            environment = {ENVIRONMENT[tier]: address for tier, address in addresses.items()}
+            os.environ.update(environment)
+            self.clusters: Clusters = clusters(pipeline)
+            for cluster in self.clusters:
+                self._stack.callback(cluster.close)
+                cluster.check()
+            self._stack.callback(self._running(addresses).unlink, missing_ok=True)
+            layout = Layout(pipeline.site, pipeline.partitions, pipeline.retention.ms)
+            self.created = apply(layout, self.clusters.edge, self.clusters.cloud)
+            self._control_before = sum(self.clusters.edge.end_offsets([pipeline.topics.control]).values())
+            self.supervisor = Supervisor(
+                workers_of(pipeline, file), {**environment, **extra_environment}, folder / "logs"
+            )
+            self._stack.callback(self.supervisor.stop)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _brokers(self) -> dict[Tier, str]:
+        """Start an embedded Kafka for every tier without an address; all addresses."""
+        given = {tier: getattr(self.pipeline.kafka, tier).bootstrap for tier in Tier}
+        wanted = [tier for tier in Tier if not given[tier]]
+        started = start_many_owned([(self.folder / f"kafka-{tier}", f"{self.pipeline.name}-{tier}") for tier in wanted])
+        for tier, broker in zip(wanted, started, strict=True):
+            self._stack.callback(broker.stop)
+            self.brokers[tier] = broker
+            given[tier] = broker.bootstrap
+        return given
+
+    def _running(self, addresses: Mapping[Tier, str]) -> Path:
+        return write_running(self.folder, Running(os.getpid(), addresses[Tier.EDGE], addresses[Tier.CLOUD]))
+
+    def start(self) -> None:
+        """Start the workers, the producer last: not before every group has its partitions and the cloud's credit came.
+
+        After `READY_MOST_S` it starts all the same, and what is captured waits in its topic.
+        """
+        until_s = time.monotonic() + READY_MOST_S
+        self.supervisor.turn(0)
+        while not self._ready() and time.monotonic() < until_s:
+            self.supervisor.turn(READY_TURN_S)
+        self.supervisor.release("produce")
+
+    def _ready(self) -> bool:
+        topics, (edge, cloud) = self.pipeline.topics, self.clusters
+        groups = [(edge, topics.edge_group, 1), (edge, topics.settler_group, 4), (cloud, AGGREGATE_GROUP, 1)]
+        asks_cloud = self.pipeline.cloud.model is not None
+        if asks_cloud:
+            groups.append((cloud, CLOUD_GROUP, len(OFFLOADS)))
+        for cluster, group, names in groups:
+            if cluster.assigned_partitions(group) < names * self.pipeline.partitions:
+                return False
+        return not asks_cloud or sum(edge.end_offsets([topics.control]).values()) > self._control_before
+
+    def close(self) -> None:
+        """Stop the workers, then the brokers."""
+        self._stack.close()
+
+
+def workers_of(pipeline: Pipeline, file: Path) -> Sequence[WorkerSpec]:
+    """The worker processes of a pipeline. The producer is held until what comes after it is ready."""
+    args = [str(file)]
+    edges = [WorkerSpec("edge", args, number) for number in range(pipeline.edge.workers)]
+    clouds = [WorkerSpec("cloud", args, number) for number in range(pipeline.cloud.workers)]
+    asks_cloud = pipeline.cloud.model is not None
+    return [
+        *edges,
+        WorkerSpec("settle", args),
+        WorkerSpec("uplink", args),
+        *([WorkerSpec("downlink", args), *clouds] if asks_cloud else []),
+        WorkerSpec("aggregate", args),
+        WorkerSpec("produce", args, finite=True, held=True),
+    ]
+
+
+@contextmanager
+def session(
+    pipeline: Pipeline, file: Path, folder: Path, extra_environment: Mapping[str, str] | None = None
+) -> Iterator[Session]:
+    """A running pipeline; SIGTERM ends it as an interrupt does. Raises `ConfigError` where `folder` is in use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        one = Session(pipeline, file, folder, extra_environment or {})
+        try:
+            yield one
+        finally:
+            one.close()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        os.close(lock)
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _lock(folder: Path) -> int:
+    """Two runs on one folder would fence each other's workers: the second is refused."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(
+            f"pipeline '{folder.name}' runs already", remedy="stop the other run, or give this one another `name`"
+        ) from error
+    return handle

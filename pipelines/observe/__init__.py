@@ -1,0 +1,4 @@
+"""What can be seen of a pipeline from outside.
+
+audit   the account of every item, right while the pipeline runs
+"""
