@@ -39,6 +39,10 @@ from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key
 log = structlog.get_logger("tidegate.forwarder")
 
 
+class TakenOver(Fenced):
+    """Another forwarder owns the positions."""
+
+
 class Expired(msgspec.Struct, frozen=True):
     """In place of a record: its deadline has passed, it is not sent."""
 
@@ -104,22 +108,21 @@ class Forwarder:
         self._buffers: list[deque[Record]] = [deque() for _ in lanes]
         self._positions: dict[Partition, ForwardPosition] = {}
         self._ready = False
+        self._fenced = False
         self._failures = 0
 
     def run(self) -> None:
-        """Forward until stopped. Raises `Fenced` where another took over, `OutOfRange`, and what lasts."""
+        """Forward until stopped. Raises `TakenOver` where another owns the positions, `OutOfRange`, and what lasts."""
         try:
             while not self._stop.is_set():
                 try:
                     if not self._ready:
                         self._begin()
                     self._turn()
-                except OutOfRange:
+                except (OutOfRange, TakenOver):
                     raise
-                except Fenced as error:
-                    self._raise_unless_ours(error)
-                    self._wait_after(error)
-                except (TransportError, BrokerError) as error:
+                except (Fenced, TransportError, BrokerError) as error:
+                    self._fenced = self._fenced or isinstance(error, Fenced)
                     self._wait_after(error)
         finally:
             self._close_readers()
@@ -128,6 +131,8 @@ class Forwarder:
     def _begin(self) -> None:
         """Fence the one before, read where it stood, and begin to read there."""
         self._close_readers()
+        if self._fenced:
+            self._refuse_if_taken_over()
         self._writer.start()
         positions, _ = self._stored_positions()
         own = Owner(self._instance, time.time_ns() // 1000)
@@ -236,14 +241,15 @@ class Forwarder:
             )
         return out, positions
 
-    def _raise_unless_ours(self, error: Fenced) -> None:
-        """Go on where only our transaction was given up; end where somebody else owns the positions now."""
-        try:
-            _, owner = self._stored_positions()
-        except (TransportError, BrokerError):
-            owner = None
+    def _refuse_if_taken_over(self) -> None:
+        """Go on where only our transaction was given up; end where somebody else owns the positions now.
+
+        What cannot be read is no answer: the caller waits and asks again, or it would fence the rightful owner.
+        """
+        _, owner = self._stored_positions()
         if owner is not None and owner.instance != self._instance:
-            raise Fenced(f"forwarder '{owner.instance}' took over from '{self._instance}'") from error
+            raise TakenOver(f"forwarder '{owner.instance}' took over from '{self._instance}'")
+        self._fenced = False
 
     def _wait_after(self, error: TidegateError) -> None:
         self._ready = False

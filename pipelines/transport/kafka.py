@@ -43,6 +43,9 @@ _NOT_YET = {
 COMMON = {
     # What it would print reaches us as errors too, and is logged from there.
     "log_level": 2,
+    # Its default, `rebootstrap`, forgets the coordinators when all brokers are down: after the restart of a cluster's
+    # only broker, commits and group requests hung for minutes. With `none` they went on within 4 s, 8 times of 8.
+    "metadata.recovery.strategy": "none",
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 500,
     "log.connection.close": False,

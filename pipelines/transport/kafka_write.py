@@ -37,6 +37,9 @@ WRITE = {
     "partitioner": "murmur2_random",
     "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
     "linger.ms": 5,
+    # While the coordinator still ends the transaction before, a request is retried: with the default of 100 ms
+    # `send_offsets` took 37 to 104 ms, with 10 ms 15 to 16 ms.
+    "retry.backoff.ms": 10,
     "delivery.report.only.error": True,
     "queue.buffering.max.messages": 100_000,
     "queue.buffering.max.kbytes": 64 << 10,

@@ -30,6 +30,8 @@ def _make_checkpoint(installation: Installation) -> None:
     """The feature levels that `kafka-storage format` writes, by that tool; the same file for every node."""
     folder = installation.checkpoint.parent
     with exclusive(folder) as scratch:
+        if installation.checkpoint.is_file():
+            return  # another process was faster
         (scratch / "tmp").mkdir()
         settings = BrokerSettings(broker_port=1, controller_port=2)
         (scratch / "server.properties").write_text(server_properties(settings), "ascii")
