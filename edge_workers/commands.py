@@ -49,7 +49,8 @@ def _edge(
 
     pipeline = load(file)
     policy = build_policy(pipeline)
-    runner = build_runner(pipeline, Tier.EDGE) if policy.uses_model else None
+    # A policy that never asks the edge's model still needs it while the cloud is away.
+    runner = build_runner(pipeline, Tier.EDGE) if policy.uses_model or pipeline.edge.model else None
     if check:
         if runner is not None:
             runner.check_items(shape_of(item_shape))

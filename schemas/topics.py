@@ -30,6 +30,8 @@ class TopicSpec(msgspec.Struct, frozen=True):
     tier: Tier
     keyed: bool = True
     compacted: bool = False
+    forever: bool = False
+    """Nothing is removed by age: without its marks a settled item would look lost."""
     media: bool = False
     """Holds payloads that are compressed already: topic compression stays off."""
 
@@ -122,7 +124,7 @@ class SiteTopics(msgspec.Struct, frozen=True):
             *(TopicSpec(name, edge, media=True) for name in self.uplinks),
             TopicSpec(self.answers, edge),
             TopicSpec(self.results, edge),
-            TopicSpec(self.ledger, edge),
+            TopicSpec(self.ledger, edge, forever=True),
             TopicSpec(self.control, edge, keyed=False, compacted=True),
             TopicSpec(self.dead_letters, edge, media=True),
             TopicSpec(self.down_positions, edge, keyed=False, compacted=True),

@@ -5,10 +5,12 @@ sub-commands. Exit codes: 0 done; 1 it ran and the answer is no (an audit that d
 it; 5 fenced by another process; 130 interrupted.
 """
 
+import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
+import structlog
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
@@ -64,6 +66,11 @@ def _root(
 
 def run() -> None:
     """Run the command line; one line and an exit code for every error of ours."""
+    # Logs are for workers, which set them up for themselves: what a command has to say, it prints.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
     try:
         app()
     except TidegateError as error:

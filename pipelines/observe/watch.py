@@ -4,6 +4,7 @@ One `Watch` reads results, marks and positions as they are committed, and asks f
 wanted. It keeps counts, not records; latencies are kept for the newest `LATENCIES_MOST` items a route.
 """
 
+import math
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from pipelines.config.clusters import Clusters
+from pipelines.errors import BrokerError
 from pipelines.transport.base import Cluster, Partition, Record
 from schemas import wire
 from schemas.errors import ForeignRecord
@@ -127,7 +129,10 @@ class Watch:
         topics, (edge, cloud) = self._topics, self._both
         edge_left, edge_done = _backlog(edge, topics.edge_group, [topics.items])
         if not cloud_away:
-            self._cloud_backlog = _backlog(cloud, CLOUD_GROUP, OFFLOADS)
+            try:
+                self._cloud_backlog = _backlog(cloud, CLOUD_GROUP, OFFLOADS)
+            except BrokerError:
+                cloud_away = True  # Away without notice: what is shown says so, and the next snapshot asks again.
         cloud_left, cloud_done = self._cloud_backlog
         uplink = self._sent(topics.up_positions)
         downlink = self._sent(topics.down_positions)
@@ -142,7 +147,7 @@ class Watch:
             outcomes=dict(self.outcomes),
             settled_per_s=settled_per_s,
             edge_backlog_s=_seconds(edge_left, edge_per_s),
-            cloud_backlog_s=_seconds(cloud_left, cloud_per_s),
+            cloud_backlog_s=math.inf if cloud_away else _seconds(cloud_left, cloud_per_s),
             uplink_bytes_per_s=up_per_s,
             downlink_bytes_per_s=down_per_s,
             uplink_bytes=uplink,
@@ -185,4 +190,4 @@ def _seconds(left: int, per_s: float) -> float:
     """How long what is left takes at the present rate; nothing left is nothing, and no rate yet is unknown (inf)."""
     if left <= 0:
         return 0.0
-    return left / per_s if per_s > 0 else float("inf")
+    return left / per_s if per_s > 0 else math.inf

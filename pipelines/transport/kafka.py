@@ -38,6 +38,8 @@ _NOT_YET = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 
 COMMON = {
@@ -209,7 +211,8 @@ class KafkaCluster:
             try:
                 return request()
             except KafkaException as error:
-                if error.args[0].code() not in _NOT_YET or time.monotonic() > until_s:
+                again = error.args[0].retriable() or error.args[0].code() in _NOT_YET
+                if not again or time.monotonic() > until_s:
                     return self._call(request)
                 self._admin.poll(LOOK_AGAIN_S)
 
@@ -238,5 +241,5 @@ def _topic_config(spec: TopicSpec, retention_ms: int) -> dict[str, str]:
     if spec.compacted:
         # A short segment lets compaction begin before a day's heartbeats have piled up.
         return {"cleanup.policy": "compact", "segment.ms": "600000", "min.cleanable.dirty.ratio": "0.1"}
-    config = {"retention.ms": str(retention_ms), "message.timestamp.type": "CreateTime"}
+    config = {"retention.ms": "-1" if spec.forever else str(retention_ms), "message.timestamp.type": "CreateTime"}
     return {**config, "max.message.bytes": str(RECORD_BYTES_MOST)} if spec.media else config

@@ -77,6 +77,7 @@ class KafkaGroupReader:
         self._listener = listener
         self._held: set[Partition] = set()
         self._given_up = 0
+        self._closing = False
         self.consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -107,6 +108,7 @@ class KafkaGroupReader:
 
     def close(self) -> None:
         """Leave the group."""
+        self._closing = True
         self.consumer.close()
 
     def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, Commit]:
@@ -119,6 +121,8 @@ class KafkaGroupReader:
         return {(tp.topic, tp.partition): Commit(max(tp.offset, 0), tp.metadata or "") for tp in found}
 
     def _on_assign(self, consumer: Consumer, given: list[TopicPartition]) -> None:
+        if self._closing:
+            return  # Leaving: the coordinator would not answer, and nobody would read.
         partitions = [(tp.topic, tp.partition) for tp in given]
         commits = self._committed(partitions)
         self._held.update(partitions)
@@ -146,6 +150,8 @@ class KafkaReader:
             **{key: value for key, value in options.items() if not key.startswith("group.")},
             "group.id": "tidegate-reader",  # Required by the client; never joined, never committed to.
             "enable.partition.eof": True,
+            # A transaction's marker behind the last record makes reaching the end wait this long, not half a second.
+            "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": max(max_bytes >> 10, 1),
         }
         self._messages = _Messages(config)

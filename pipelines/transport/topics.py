@@ -4,7 +4,10 @@ A group's first positions are written here, once. Afterwards no reader ever gues
 (`auto.offset.reset=error`): a position that is missing, or that retention has overtaken, is an error that is seen.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 
@@ -23,6 +26,8 @@ from schemas.topics import (
     cloud_specs,
 )
 
+T = TypeVar("T")
+
 
 class Layout(msgspec.Struct, frozen=True):
     """What the topics of one site and of the cloud look like."""
@@ -40,18 +45,35 @@ def apply(layout: Layout, edge: Cluster, cloud: Cluster) -> list[str]:
     """
     topics = SiteTopics(layout.site)
     specs = [*topics.specs(), *cloud_specs()]
-    created = []
-    for tier, cluster in ((Tier.EDGE, edge), (Tier.CLOUD, cloud)):
-        mine = [spec for spec in specs if spec.tier is tier]
-        created += cluster.create_topics(mine, layout.partitions, layout.retention_ms)
-        _check_partitions(mine, layout.partitions, cluster)
-    edge.write_first_positions(topics.edge_group, [topics.items])
-    edge.write_first_positions(topics.settler_group, [*topics.uplinks, topics.answers])
-    cloud.write_first_positions(CLOUD_GROUP, OFFLOADS)
-    cloud.write_first_positions(AGGREGATE_GROUP, [topics.up_results])
+    by_tier = [(cluster, [spec for spec in specs if spec.tier is tier]) for tier, cluster in _tiers(edge, cloud)]
+    created = _at_once([partial(_create, cluster, mine, layout) for cluster, mine in by_tier])
     up, down = [*topics.uplinks, topics.results], [CONTROL, topics.down_answers]
-    _write_forward_positions(edge, up, cloud, topics.up_positions, f"create.{layout.site}")
-    _write_forward_positions(cloud, down, edge, topics.down_positions, f"create.{layout.site}")
+    _at_once(
+        [
+            partial(edge.write_first_positions, topics.edge_group, [topics.items]),
+            partial(edge.write_first_positions, topics.settler_group, [*topics.uplinks, topics.answers]),
+            partial(cloud.write_first_positions, CLOUD_GROUP, OFFLOADS),
+            partial(cloud.write_first_positions, AGGREGATE_GROUP, [topics.up_results]),
+            partial(_write_forward_positions, edge, up, cloud, topics.up_positions, f"create.up.{layout.site}"),
+            partial(_write_forward_positions, cloud, down, edge, topics.down_positions, f"create.down.{layout.site}"),
+        ]
+    )
+    return [name for names in created for name in names]
+
+
+def _tiers(edge: Cluster, cloud: Cluster) -> list[tuple[Tier, Cluster]]:
+    return [(Tier.EDGE, edge), (Tier.CLOUD, cloud)]
+
+
+def _at_once(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Run all and wait for all. On a fresh broker each waits a second for its coordinator, one after the other five."""
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return [done.result() for done in [pool.submit(task) for task in tasks]]
+
+
+def _create(cluster: Cluster, specs: Sequence[TopicSpec], layout: Layout) -> list[str]:
+    created = cluster.create_topics(specs, layout.partitions, layout.retention_ms)
+    _check_partitions(specs, layout.partitions, cluster)
     return created
 
 
