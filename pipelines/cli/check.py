@@ -43,9 +43,12 @@ def check(
     pipeline = load(file)
     item = check_parts(pipeline, file)
     shape = "x".join(str(side) for side in item["shape"])
+    streams = f"{item['streams']} stream{'s' if item['streams'] > 1 else ''}"
     Console().print(
-        f"{file} is right: {item['streams']} streams of {shape} items as {item['codec']}, "
-        f"policy {pipeline.routing.policy}, {pipeline.partitions} partitions"
+        f"{file} is right: {streams} of {shape} items as {item['codec']}, policy {pipeline.routing.policy}, "
+        f"{pipeline.partitions} partitions",
+        soft_wrap=True,
+        highlight=False,
     )
 
 

@@ -106,8 +106,8 @@ class _Demo:
     def run(self) -> Report:
         """The whole demo."""
         with (
-            self._console.status("starting two Kafkas and the workers (the first run fetches Kafka)") as status,
-            session(self._pipeline, self._file, self._folder) as one,
+            self._console.status("starting two Kafkas and the workers") as status,
+            session(self._pipeline, self._file, self._folder, status.update) as one,
         ):
             one.start()
             status.stop()

@@ -1,5 +1,6 @@
 """`tidegate init`: a commented pipeline file to begin with."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,17 +8,18 @@ import typer
 from rich.console import Console
 
 from pipelines.errors import ConfigError
+from schemas.topics import SITE_NAME
 
 app = typer.Typer()
 
 TEMPLATE = """\
 # A Tidegate pipeline. `tidegate check {file}` validates it, `tidegate run {file}` runs it.
 name: {name}
-source:
-  path: {images}              # a folder of images
+source:                       # a folder of images: JPEG, PNG, BMP, PGM, PPM
+  path: {images}
   rate: 10/s                  # of each stream; or `as recorded`, or `as fast as possible`
-edge:
-  model: {model}              # an ONNX file that takes images and gives one score a class
+edge:                         # an ONNX file that takes images and gives one score a class
+  model: {model}
   # labels: ./labels.txt      # one class name a line
   # input: {{scale: 0.003921569, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}
 # encode: {{codec: jpeg, quality: 80, resize: [224, 224]}}
@@ -42,11 +44,19 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the pipeline.")] = "my-cameras",
 ) -> None:
     """Write a commented pipeline file for a folder of images and an ONNX file."""
+    if not SITE_NAME.fullmatch(name):
+        raise ConfigError(f"--name: '{name}' is no name", remedy="take small letters, digits and hyphens, 63 at most")
+    # A JSON string is one of YAML too, whatever stands in it.
+    places = {"images": json.dumps(images), "model": json.dumps(model)}
     try:
         with file.open("x", encoding="utf-8") as out:
-            out.write(TEMPLATE.format(file=file, images=images, model=model, name=name))
+            out.write(TEMPLATE.format(file=file, name=name, **places))
     except FileExistsError as error:
         raise ConfigError(f"{file} is there already", remedy="name another file, or remove it") from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be written ({error.strerror})", remedy="name another place") from error
-    Console().print(f"wrote {file}: set `source.path` and `edge.model`, then `tidegate check {file}`")
+    Console().print(
+        f"wrote {file}: set `source.path` and `edge.model`, then `tidegate check {file}`",
+        soft_wrap=True,
+        highlight=False,
+    )

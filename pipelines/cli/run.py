@@ -1,7 +1,7 @@
 """`tidegate run`: a whole pipeline on this machine, both tiers, embedded Kafka where the file names none."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +17,11 @@ from pipelines.cli.session import Session, session
 from pipelines.config import load
 from pipelines.config.home import pipeline_dir
 from pipelines.core.ledger import Verdict
+from pipelines.errors import ConfigError, ForeignRecord
 from pipelines.observe.audit import Auditor
 from pipelines.observe.watch import Watch
+from pipelines.transport.base import Partition
+from schemas import wire
 
 app = typer.Typer()
 
@@ -30,6 +33,9 @@ DRAIN_MOST_S = 30.0
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="The pipeline file.")] = Path("pipeline.yaml"),
+    results: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write this run's results there at the end, one JSON a line.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the account as one JSON object at the end.")] = False,
 ) -> None:
     """Run a pipeline until its source ends or you interrupt it; then show the account of every item.
@@ -37,15 +43,34 @@ def run(
     Embedded data is kept under the pipeline's name: the next run goes on where this one ended.
     """
     pipeline = load(file)
+    if results is not None:
+        _check_writable(results)
     console = Console(stderr=True)
     with console.status("checking the pipeline"):
         check_parts(pipeline, file)
     with (
         console.status("starting Kafka and the workers") as status,
-        session(pipeline, file.resolve(), pipeline_dir(pipeline.name)) as one,
+        session(pipeline, file.resolve(), pipeline_dir(pipeline.name), status.update) as one,
     ):
-        status.stop()
-        verdict = _follow(one, console)
+        begins = one.clusters.edge.end_offsets([pipeline.topics.results])
+        watch = Watch(one.clusters, pipeline.site)
+        try:
+            one.start()
+            status.stop()
+            console.print(f"logs are in {one.folder / 'logs'}", soft_wrap=True, highlight=False)
+            verdict = _follow(one, watch, console)
+        finally:
+            watch.close()
+        if results is not None:
+            foreign = _write_results(results, one, begins)
+            if foreign:
+                console.print(f"{foreign} foreign records in {pipeline.topics.results} passed over")
+    if not watch.captured:
+        console.print(
+            f"nothing new: earlier runs of '{pipeline.name}' have captured the whole source; "
+            "another `name` begins anew",
+            soft_wrap=True,
+        )
     if as_json:
         typer.echo(msgspec.json.encode(verdict).decode())
     else:
@@ -53,31 +78,46 @@ def run(
     raise typer.Exit(0 if verdict.balanced else 1)
 
 
-def _follow(one: Session, console: Console) -> Verdict:
+def _follow(one: Session, watch: Watch, console: Console) -> Verdict:
     """Show the pipeline until its source has ended and nothing is in flight; an interrupt ends the source early."""
-    watch = Watch(one.clusters, one.pipeline.site)
     auditor = Auditor(one.clusters.edge, one.pipeline.site)
-    title = f"pipeline {one.pipeline.name}  (logs in {one.folder / 'logs'})"
+    title = f"pipeline {one.pipeline.name}"
+    with Live(console=console, refresh_per_second=4) as live:
+        try:
+            _until(one, watch, live, title, lambda: one.supervisor.done("produce"))
+        except KeyboardInterrupt:
+            title += ": stopping; interrupt again to stop at once"
+            one.supervisor.end("produce")
+        until_s = time.monotonic() + one.pipeline.deadline.s + DRAIN_MOST_S
+        verdicts: list[Verdict] = []
+
+        def drained() -> bool:
+            if not one.supervisor.done("produce"):
+                return False
+            verdicts[:] = [auditor.look()]
+            return not verdicts[0].in_flight_items or time.monotonic() > until_s
+
+        _until(one, watch, live, title, drained)
+    return verdicts[0]
+
+
+def _check_writable(path: Path) -> None:
     try:
-        with Live(console=console, refresh_per_second=4) as live:
+        path.write_bytes(b"")
+    except OSError as error:
+        raise ConfigError(f"--results: {path} cannot be written ({error.strerror})", remedy="name another") from error
+
+
+def _write_results(path: Path, one: Session, begins: Mapping[Partition, int]) -> int:
+    """All results settled since the offsets `begins`, in the order of each partition; how many records were foreign."""
+    foreign = 0
+    with path.open("wb") as out:
+        for record in one.clusters.edge.read_all([one.pipeline.topics.results], begins):
             try:
-                _until(one, watch, live, title, lambda: one.supervisor.done("produce"))
-            except KeyboardInterrupt:
-                title += "  stopping; interrupt again to stop at once"
-                one.supervisor.end("produce")
-            until_s = time.monotonic() + one.pipeline.deadline.s + DRAIN_MOST_S
-            verdicts: list[Verdict] = []
-
-            def drained() -> bool:
-                if not one.supervisor.done("produce"):
-                    return False
-                verdicts[:] = [auditor.look()]
-                return not verdicts[0].in_flight_items or time.monotonic() > until_s
-
-            _until(one, watch, live, title, drained)
-        return verdicts[0]
-    finally:
-        watch.close()
+                out.writelines(wire.encode(result) + b"\n" for result in wire.decode_results(record.value()).results)
+            except ForeignRecord:
+                foreign += 1
+    return foreign
 
 
 def _until(one: Session, watch: Watch, live: Live, title: str, ended: Callable[[], bool]) -> None:

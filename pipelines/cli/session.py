@@ -7,8 +7,8 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +17,8 @@ from pipelines.config.clusters import ENVIRONMENT, Clusters, clusters
 from pipelines.config.home import Running, write_running
 from pipelines.errors import ConfigError
 from pipelines.runtime.supervisor import Supervisor, WorkerSpec
-from pipelines.transport.broker import Broker, start_many_owned
+from pipelines.transport.broker import Broker, prefetch, start_many_owned
+from pipelines.transport.kafka import KafkaCluster
 from pipelines.transport.topics import Layout, apply
 from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, OFFLOADS, Tier
 
@@ -28,8 +29,9 @@ READY_TURN_S = 0.1
 class Session:
     """A pipeline that runs. Leave it by `close`, which stops the workers, then the brokers that it started."""
 
-    def __init__(self, pipeline: Pipeline, file: Path, folder: Path, extra_environment: Mapping[str, str]) -> None:
+    def __init__(self, pipeline: Pipeline, file: Path, folder: Path, say: Callable[[str], None]) -> None:
         self.pipeline = pipeline
+        self._say = say
         self.folder = folder
         self.brokers: dict[Tier, Broker] = {}
         self._stack = ExitStack()
@@ -38,16 +40,14 @@ class Session:
             environment = {ENVIRONMENT[tier]: address for tier, address in addresses.items()}
             os.environ.update(environment)
             self.clusters: Clusters = clusters(pipeline)
-            for cluster in self.clusters:
-                self._stack.callback(cluster.close)
-                cluster.check()
+            for one in self.clusters:
+                self._stack.callback(one.close)
+                one.check()
             self._stack.callback(self._running(addresses).unlink, missing_ok=True)
             layout = Layout(pipeline.site, pipeline.partitions, pipeline.retention.ms)
             self.created = apply(layout, self.clusters.edge, self.clusters.cloud)
             self._control_before = sum(self.clusters.edge.end_offsets([pipeline.topics.control]).values())
-            self.supervisor = Supervisor(
-                workers_of(pipeline, file), {**environment, **extra_environment}, folder / "logs"
-            )
+            self.supervisor = Supervisor(workers_of(pipeline, file), environment, folder / "logs")
             self._stack.callback(self.supervisor.stop)
         except BaseException:
             self._stack.close()
@@ -55,8 +55,14 @@ class Session:
 
     def _brokers(self) -> dict[Tier, str]:
         """Start an embedded Kafka for every tier without an address; all addresses."""
-        given = {tier: getattr(self.pipeline.kafka, tier).bootstrap for tier in Tier}
+        sections = {tier: getattr(self.pipeline.kafka, tier) for tier in Tier}
+        given = {tier: section.bootstrap for tier, section in sections.items()}
         wanted = [tier for tier in Tier if not given[tier]]
+        for tier in set(Tier) - set(wanted):  # Looked for before an embedded one is started for the other tier.
+            with closing(KafkaCluster(f"kafka.{tier}", given[tier], sections[tier].librdkafka)) as one:
+                one.check()
+        if wanted:
+            prefetch(self._say)
         started = start_many_owned([(self.folder / f"kafka-{tier}", f"{self.pipeline.name}-{tier}") for tier in wanted])
         for tier, broker in zip(wanted, started, strict=True):
             self._stack.callback(broker.stop)
@@ -112,14 +118,17 @@ def workers_of(pipeline: Pipeline, file: Path) -> Sequence[WorkerSpec]:
 
 @contextmanager
 def session(
-    pipeline: Pipeline, file: Path, folder: Path, extra_environment: Mapping[str, str] | None = None
+    pipeline: Pipeline, file: Path, folder: Path, say: Callable[[str], None] = lambda _: None
 ) -> Iterator[Session]:
-    """A running pipeline; SIGTERM ends it as an interrupt does. Raises `ConfigError` where `folder` is in use."""
+    """A running pipeline; SIGTERM ends it as an interrupt does. Raises `ConfigError` where `folder` is in use.
+
+    `say` is told what is being fetched the first time.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        one = Session(pipeline, file, folder, extra_environment or {})
+        one = Session(pipeline, file, folder, say)
         try:
             yield one
         finally:

@@ -13,7 +13,7 @@ import msgspec
 
 from pipelines.config.clusters import Clusters
 from pipelines.errors import BrokerError
-from pipelines.transport.base import Cluster, Partition, Record
+from pipelines.transport.base import Cluster, Disconnected, Partition, Record
 from schemas import wire
 from schemas.errors import ForeignRecord
 from schemas.positions import OWNER_KEY, ForwardPosition
@@ -45,6 +45,28 @@ class Snapshot(msgspec.Struct, frozen=True):
     downlink_bytes: int
 
 
+class _Follower:
+    """A reader that is made anew, where it stood, when its cluster was gone."""
+
+    def __init__(self, cluster: Cluster, starts: dict[Partition, int]) -> None:
+        self._cluster, self._next = cluster, starts
+        self._reader = cluster.reader(starts)
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        try:
+            records = self._reader.poll(500, timeout_s)
+        except Disconnected:
+            self._reader.close()
+            self._reader = self._cluster.reader(self._next)
+            return []
+        for record in records:
+            self._next[record.topic(), record.partition()] = record.offset() + 1
+        return records
+
+    def close(self) -> None:
+        self._reader.close()
+
+
 class Watch:
     """Follows one site. Not for two threads."""
 
@@ -55,13 +77,10 @@ class Watch:
         self._next_seqs: dict[bytes | None, int] = {}
         self._forwarded: dict[str, dict[bytes | None, ForwardPosition]] = defaultdict(dict)
         results = [self._topics.results, self._topics.ledger]
-        self._edge_reader = both.edge.reader(
-            {
-                **both.edge.end_offsets(results),
-                **self._from_start(both.edge, [self._topics.positions, self._topics.down_positions]),
-            }
-        )
-        self._cloud_reader = both.cloud.reader(self._from_start(both.cloud, [self._topics.up_positions]))
+        compacted = [self._topics.positions, self._topics.down_positions]
+        edge_starts = {**both.edge.end_offsets(results), **self._from_start(both.edge, compacted)}
+        self._edge = _Follower(both.edge, edge_starts)
+        self._cloud = _Follower(both.cloud, self._from_start(both.cloud, [self._topics.up_positions]))
         self._captured_before = sum(self._next_seqs.values())
         self._forwarded_before = {topic: self._bytes(topic) for topic in self._forwarded}
         self.outcomes: Counter[str] = Counter()
@@ -81,7 +100,7 @@ class Watch:
 
     def poll(self, timeout_s: float) -> int:
         """Read what was committed; the number of records read."""
-        records = [*self._edge_reader.poll(500, timeout_s), *self._cloud_reader.poll(500, 0)]
+        records = [*self._edge.poll(timeout_s), *self._cloud.poll(0)]
         now_us = time.time_ns() // 1000
         for record in records:
             try:
@@ -169,8 +188,8 @@ class Watch:
 
     def close(self) -> None:
         """Release the connections."""
-        self._edge_reader.close()
-        self._cloud_reader.close()
+        self._edge.close()
+        self._cloud.close()
 
 
 def _backlog(cluster: Cluster, group: str, topics: list[str]) -> tuple[int, int]:

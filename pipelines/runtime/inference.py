@@ -1,10 +1,11 @@
 """Bytes of items in, answers out: decode, fit to the model, run, read. What both inference workers do to a batch.
 
 Operation
-    group by (codec, params) ─▶ decode ─▶ resize to the model's input ─▶ model, CHUNK_ITEMS at a time ─▶ head, once
+    group by (codec, params) ─▶ decode ─▶ fit to the model's input ─▶ model, CHUNK_ITEMS at a time ─▶ head, once
 
-Raw payloads of one shape are not decoded one by one: their bytes are joined and looked at as one array. An item that
-cannot be answered is told apart with a bounded word and takes no other with it.
+Fitting is grey to colour or colour to grey, then a resize, each only where the model's input asks for it: a folder may
+hold both kinds, and files of any size. Raw payloads of one shape are not decoded one by one: their bytes are joined and
+looked at as one array. An item that cannot be answered is told apart with a bounded word and takes no other with it.
 """
 
 from collections import defaultdict
@@ -30,6 +31,8 @@ UNKNOWN_CODEC = "unknown_codec"
 WRONG_SHAPE = "wrong_shape"
 MODEL_FAILED = "model_failed"
 
+_CHANNELS = {(1, 3): cv2.COLOR_GRAY2RGB, (3, 1): cv2.COLOR_RGB2GRAY}
+"""How items of so many channels become items of as many as the model wants."""
 
 Batches = Iterator[tuple[list[int], Items]]
 """Rows, and their decoded items of one shape."""
@@ -69,10 +72,8 @@ class ModelRunner:
         self.labels = self._head.labels
 
     def check_items(self, shape: tuple[int, ...]) -> None:
-        """Raise `ModelError` where decoded items of `shape`, resized where the model's size is fixed, do not fit."""
-        height, width, _ = self._model.item_shape
-        fitted = shape if height is None or width is None else (height, width, *shape[2:])
-        self._model.check_item(fitted, np.uint8)
+        """Raise `ModelError` where decoded items of `shape` cannot be fitted to the model."""
+        self._model.check_item(self._fit(np.zeros((1, *shape), np.uint8)).shape[1:], np.uint8)
 
     def answer(self, items: Sequence[tuple[Header, bytes]]) -> list[Inferred | Undecided]:
         """One answer for each header and payload, in order."""
@@ -121,7 +122,7 @@ class ModelRunner:
                 undecided[row] = UNDECODABLE
             except ConfigError:
                 undecided[row] = UNKNOWN_CODEC
-            except (ModelError, cv2.error):
+            except cv2.error:
                 undecided[row] = WRONG_SHAPE
             else:
                 by_shape[item.shape].append((row, item))
@@ -129,14 +130,18 @@ class ModelRunner:
             yield [row for row, _ in found], np.stack([item for _, item in found])
 
     def _fit(self, batch: Items) -> Items:
-        """Resized to the model's fixed height and width, where items have another."""
+        """In the model's channels and of its fixed size; as it is where nothing is to be done, or cannot be."""
         height, width, channels = self._model.item_shape
-        if height is None or width is None or batch.shape[1:3] == (height, width):
+        given = batch.shape[3] if batch.ndim == 4 else 1
+        size = None if height is None or width is None or batch.shape[1:3] == (height, width) else (width, height)
+        convert = _CHANNELS.get((given, channels))
+        if batch.ndim not in (3, 4) or (given != channels and convert is None) or (size is None and convert is None):
             return batch
-        if batch.ndim not in (3, 4) or (batch.shape[3] if batch.ndim == 4 else 1) != channels:
-            raise ModelError(f"items of {batch.shape[1:]} cannot be resized to {height}x{width}x{channels}")
-        resized = [cv2.resize(item, (width, height), interpolation=cv2.INTER_LINEAR) for item in batch]
-        return np.stack(resized).reshape(len(batch), height, width, *batch.shape[3:])
+        fitted = []
+        for item in batch:
+            image = item if convert is None else cv2.cvtColor(item, convert)
+            fitted.append(image if size is None else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR))
+        return np.asarray(np.stack(fitted), np.uint8)
 
     def _run(self, rows: list[int], batch: Items, outputs: NDArray[np.float32], undecided: dict[int, str]) -> None:
         reason = WRONG_SHAPE

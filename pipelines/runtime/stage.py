@@ -17,13 +17,14 @@ A stage keeps its state by partition and must be able to restore it from what it
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
 import structlog
 
 from pipelines.errors import BrokerError, Fenced, TidegateError, TransportError
-from pipelines.transport.base import Cluster, Commit, OutOfRange, OutRecord, Partition, Record
+from pipelines.transport.base import Cluster, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
 
 log = structlog.get_logger("tidegate.stage")
 
@@ -88,6 +89,10 @@ def offsets_after(records: Sequence[Record]) -> dict[Partition, Commit]:
     return {(record.topic(), record.partition()): Commit(record.offset() + 1) for record in records}
 
 
+REJOIN_EVERY = 2
+"""Failures in a row after which the group is joined anew: a client can lose its coordinator for good."""
+
+
 class StageRunner:
     """Runs one stage until `stop` is set."""
 
@@ -112,7 +117,9 @@ class StageRunner:
         self._dropped = ""
         self._writer = cluster.transactions(transactional_id)
         self._writer.start()
-        self._reader = cluster.group_reader(group, stage.topics, self)
+        self._join = partial(cluster.group_reader, group, stage.topics, self)
+        self._reader = self._join()
+        self._held: set[Partition] = set()
 
     def run(self) -> None:
         """Work until stopped. Raises `OutOfRange` where retention removed what was not read, and what lasts."""
@@ -126,6 +133,8 @@ class StageRunner:
                     raise
                 except (TransportError, BrokerError, Fenced) as error:
                     self._wait_after(error)
+                    if isinstance(error, Disconnected) or self._failures % REJOIN_EVERY == 0:
+                        self._rejoin()
             self._write_pending()
         finally:
             self._reader.close()
@@ -182,6 +191,13 @@ class StageRunner:
         log.warning("going_back", error=self._dropped, wait_s=wait_s, failures=self._failures)
         self._stop.wait(wait_s)
 
+    def _rejoin(self) -> None:
+        """Begin as a new member of the group: what the old one held comes back through `assigned`."""
+        log.warning("rejoining")
+        self._reader.abandon()
+        self._forget(sorted(self._held))
+        self._reader = self._join()
+
     def _go_back(self) -> None:
         # The order matters: `start` settles what became of an open transaction, only then are commits the truth.
         self._writer.start()
@@ -191,6 +207,7 @@ class StageRunner:
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Partitions that the group gave us."""
         log.info("assigned", partitions=[f"{topic}[{number}]" for topic, number in partitions])
+        self._held.update(partitions)
         self._stage.assigned(partitions)
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
@@ -211,4 +228,5 @@ class StageRunner:
 
     def _forget(self, partitions: Sequence[Partition]) -> None:
         log.info("revoked", partitions=[f"{topic}[{number}]" for topic, number in partitions])
+        self._held.difference_update(partitions)
         self._stage.revoked(partitions)

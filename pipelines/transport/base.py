@@ -31,6 +31,10 @@ class Aborted(TransportError):
     """A transaction was rolled back: nothing of it was written. Go back to the committed offsets and do it again."""
 
 
+class Disconnected(TransportError):
+    """A reader's cluster was gone and nothing has come since: it may never recover. Close it and make a new one."""
+
+
 class OutOfRange(TransportError):
     """The log starts after the position of a reader: retention removed records that nobody had read."""
 
@@ -112,7 +116,10 @@ class GroupReader(Protocol):
     """A member of a consumer group."""
 
     def poll(self, max_records: int, timeout_s: float) -> list[Record]:
-        """Up to `max_records`, waiting up to `timeout_s` for the first. Raises `OutOfRange`, `TransportError`."""
+        """Up to `max_records`, waiting up to `timeout_s` for the first.
+
+        Raises `OutOfRange`, `Disconnected`, `TransportError`.
+        """
         ...
 
     def rewind(self) -> dict[Partition, Commit]:
@@ -121,6 +128,10 @@ class GroupReader(Protocol):
 
     def close(self) -> None:
         """Leave the group."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave the group without waiting for a cluster that may not answer; the listener is told nothing more."""
         ...
 
 

@@ -42,11 +42,14 @@ _NOT_YET = {
     KafkaError.UNKNOWN_LEADER_EPOCH,
 }
 
+_LOST = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
+
 COMMON = {
     # What it would print reaches us as errors too, and is logged from there.
     "log_level": 2,
     # Its default, `rebootstrap`, forgets the coordinators when all brokers are down: after the restart of a cluster's
-    # only broker, commits and group requests hung for minutes. With `none` they went on within 4 s, 8 times of 8.
+    # only broker, commits and group requests hung for minutes. With `none` they went on within 4 s, 8 times of 8. What
+    # `none` leaves (a suspended broker) is mended by `RENEW_AFTER_S`.
     "metadata.recovery.strategy": "none",
     "reconnect.backoff.ms": 50,
     "reconnect.backoff.max.ms": 500,
@@ -220,6 +223,8 @@ class KafkaCluster:
         try:
             return request()
         except KafkaException as error:
+            if error.args[0].code() in _LOST:
+                self.close()  # The next request begins with new connections.
             raise BrokerError(
                 f"{self.name}: Kafka at {self.bootstrap} refused ({error.args[0].str()})",
                 remedy="`tidegate doctor` shows what is wrong",

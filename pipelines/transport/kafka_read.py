@@ -1,5 +1,7 @@
 """Reading from Kafka: in a consumer group, and outside one."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -7,11 +9,16 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipelines.errors import TransportError
-from pipelines.transport.base import Commit, OutOfRange, Partition, RebalanceListener, Record
+from pipelines.transport.base import Commit, Disconnected, OutOfRange, Partition, RebalanceListener, Record
 
 log = structlog.get_logger("tidegate.kafka")
 
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 5.0
+
+RENEW_AFTER_S = 5.0
+"""A client whose brokers were all gone, and that has read nothing for so long since, is given up. Since 2.10 librdkafka
+forgets brokers that metadata does not name (a restarted or suspended broker names none at first) and may then wait for
+a coordinator that it forgot (its issue 5511). A client made anew knows the address that it was given."""
 
 READ = {
     "enable.auto.commit": False,
@@ -29,10 +36,13 @@ class _Messages:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._noted: set[int] = set()
+        self._down_since_s: float | None = None
         self.consumer = Consumer({**config, "error_cb": self._note_error})
 
     def _note_error(self, error: KafkaError) -> None:
         """Log an error of a kind once, until records flow again: a client without a broker has two a second."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._down_since_s is None:
+            self._down_since_s = time.monotonic()
         if error.code() not in self._noted:
             self._noted.add(error.code())
             log.warning("kafka_connection", error=error.str())
@@ -41,15 +51,22 @@ class _Messages:
         # Never wait inside consume(N, timeout): it waits for all N. poll() returns with the first.
         first = self.consumer.poll(timeout_s)
         if first is None:
+            self._refuse_if_lost()
             return []
         taken = [first, *self.consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
         bad = [message for message in taken if message.error() is not None]
         if not bad:
             self._noted.clear()
+            self._down_since_s = None
             return cast("list[Record]", taken)
         for message in bad:
             self._sort(message)
         return cast("list[Record]", [message for message in taken if message.error() is None])
+
+    def _refuse_if_lost(self) -> None:
+        if self._down_since_s is not None and time.monotonic() - self._down_since_s > RENEW_AFTER_S:
+            self._down_since_s = None
+            raise Disconnected("all brokers were gone, and nothing has been read since")
 
     def _sort(self, message: Any) -> None:
         error = message.error()
@@ -77,7 +94,7 @@ class KafkaGroupReader:
         self._listener = listener
         self._held: set[Partition] = set()
         self._given_up = 0
-        self._closing = False
+        self._closing = self._abandoned = False
         self.consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -111,6 +128,11 @@ class KafkaGroupReader:
         self._closing = True
         self.consumer.close()
 
+    def abandon(self) -> None:
+        """Leave the group without waiting for a cluster that may not answer; the listener is told nothing more."""
+        self._closing = self._abandoned = True
+        threading.Thread(target=self.consumer.close, daemon=True, name="abandoned").start()
+
     def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, Commit]:
         if not partitions:
             return {}
@@ -124,7 +146,11 @@ class KafkaGroupReader:
         if self._closing:
             return  # Leaving: the coordinator would not answer, and nobody would read.
         partitions = [(tp.topic, tp.partition) for tp in given]
-        commits = self._committed(partitions)
+        try:
+            commits = self._committed(partitions)
+        except TransportError as error:
+            # The client does not take an assignment whose callback failed: this member would hold it and read nothing.
+            raise Disconnected(str(error)) from error
         self._held.update(partitions)
         self._listener.assigned(commits)
 
@@ -135,6 +161,8 @@ class KafkaGroupReader:
         self._give_up(taken, self._listener.lost)
 
     def _give_up(self, taken: list[TopicPartition], tell: Callable[[Sequence[Partition]], None]) -> None:
+        if self._abandoned:
+            return
         partitions = [(tp.topic, tp.partition) for tp in taken]
         tell(partitions)
         self._held.difference_update(partitions)
@@ -162,7 +190,7 @@ class KafkaReader:
         """Up to `max_records`, waiting up to `timeout_s` for the first. Raises `OutOfRange`, `TransportError`."""
         return self._messages.poll(max_records, timeout_s)
 
-    def until(self, ends: Mapping[Partition, int], idle_s: float = 30.0) -> Iterator[Record]:
+    def until(self, ends: Mapping[Partition, int], idle_s: float = 10.0) -> Iterator[Record]:
         """Records up to the last stable offsets `ends`. Raises `TransportError` when nothing came for `idle_s`."""
         open_partitions = {partition for partition in self._starts if self._starts[partition] < ends[partition]}
         while open_partitions:

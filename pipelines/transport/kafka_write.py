@@ -25,9 +25,10 @@ TRANSACTION_TIMEOUT_MS = 1500
 """An open transaction of a dead worker holds up every reader of its partitions for this long and one abort sweep
 (250 ms). A transaction is begun when its records are ready, so open for 3 to 90 ms; the rest is for slow disks."""
 
-REQUEST_TIMEOUT_S = 10.0
-RETRY_LIMIT = 6
-"""Tries of one call; each waits up to `REQUEST_TIMEOUT_S`, so that a broker may be away for a minute."""
+REQUEST_TIMEOUT_S = 5.0
+RETRY_LIMIT = 2
+"""Tries of one call, each up to `REQUEST_TIMEOUT_S`. After 1.75 s the coordinator has rolled the transaction back in any
+case: longer waits would only keep a client that may never recover (see `RENEW_AFTER_S`)."""
 
 RECORD_BYTES_MOST = 16 << 20
 """Of a record with media: Kafka's own 1 MB is less than a phone's photograph. Topics are created with it, too."""
