@@ -10,7 +10,7 @@ TRAIN_BIN := $(VENVS)/.venv-train/bin
 BENCHMARKS ?= $(patsubst benchmarks/%.py,%,$(shell grep -l '^if __name__ ==' benchmarks/*.py))
 SOAK_ROUNDS ?= 20
 
-.PHONY: help demo-env env train-env demo test test-train lint format bench soak requirements clean
+.PHONY: help demo-env env train-env demo test test-train lint format schemas bench soak requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show the targets
@@ -43,6 +43,9 @@ lint: env ## Check style, types and the dependency rule
 format: env ## Put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+schemas: env ## Write the published JSON Schemas of the records anew
+	$(BIN)/python scripts/publish_schemas.py
 
 bench: env ## Run the benchmarks; BENCHMARKS=NAME runs one, ARGS="--quick --json" hands options on
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS); done

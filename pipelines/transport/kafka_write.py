@@ -22,13 +22,13 @@ from pipelines.transport.kafka_read import KafkaGroupReader
 log = structlog.get_logger("tidegate.kafka")
 
 TRANSACTION_TIMEOUT_MS = 1500
-"""An open transaction of a dead worker holds up every reader of its partitions for this long and one abort sweep
-(250 ms). A transaction is begun when its records are ready, so open for 3 to 90 ms; the rest is for slow disks."""
+"""An open transaction of a dead worker holds up every reader of its partitions until its successor starts, or for this
+long and one abort sweep (5 s). A transaction is begun when its records are ready, so open for 3 to 90 ms as a rule."""
 
 REQUEST_TIMEOUT_S = 5.0
 RETRY_LIMIT = 2
-"""Tries of one call, each up to `REQUEST_TIMEOUT_S`. After 1.75 s the coordinator has rolled the transaction back in any
-case: longer waits would only keep a client that may never recover (see `RENEW_AFTER_S`)."""
+"""Tries of one call, each up to `REQUEST_TIMEOUT_S`. Soon after the time-out the transaction is lost in any case:
+longer waits would only keep a client that may never recover (see `RENEW_AFTER_S`)."""
 
 RECORD_BYTES_MOST = 16 << 20
 """Of a record with media: Kafka's own 1 MB is less than a phone's photograph. Topics are created with it, too."""

@@ -18,7 +18,7 @@ def test_settings_are_those_of_the_design() -> None:
         "controller.quorum.voters": "1@127.0.0.1:2222",
         "group.consumer.heartbeat.interval.ms": "300",
         "group.consumer.session.timeout.ms": "3000",
-        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "250",
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "5000",
         "share.coordinator.state.topic.replication.factor": "1",
         "auto.create.topics.enable": "false",
     }

@@ -224,7 +224,7 @@ JPEG = find_codec("jpeg").encode(GOOD)[0]
 
 
 def test_frames_that_cannot_travel_end_as_dead_letters_with_their_bytes():
-    bad = [b"nothing", png(GOOD)[:30], BOMB, np.zeros((1000, 1000), np.uint8)]
+    bad = [b"nothing", png(GOOD)[:30], BOMB, np.zeros((4_200, 4_200), np.uint8)]
     cluster = MemoryCluster()
     source = Digits(streams=1, contents=[png(GOOD), *bad, png(GOOD)])
     producer(cluster, source).run()

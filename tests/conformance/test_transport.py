@@ -1,0 +1,218 @@
+"""What every `Cluster` must do. An implementation is added to `IMPLEMENTATIONS`."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipelines.errors import BrokerError, Fenced, TransportError
+from pipelines.transport.base import Aborted, Cluster, Commit, OutOfRange, OutRecord, Partition
+from pipelines.transport.kafka import KafkaCluster
+from schemas.topics import Tier, TopicSpec
+
+PARTITIONS = 2
+DAY_MS = 86_400_000
+
+
+@pytest.fixture(params=["kafka"])
+def cluster(request, broker):
+    one = KafkaCluster("kafka.edge", broker.bootstrap)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def topic(cluster, site):
+    cluster.create_topics([TopicSpec(site, Tier.EDGE, media=True)], PARTITIONS, DAY_MS)
+    return site
+
+
+class Listener:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.held: dict[Partition, Commit] = {}
+        self.told: list[str] = []
+
+    def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
+        self.held.update(partitions)
+        self.told.append("assigned")
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        for partition in partitions:
+            self.held.pop(partition, None)
+        self.told.append("revoked")
+
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        self.revoked(partitions)
+
+
+def writer(cluster: Cluster, name: str):
+    one = cluster.transactions(name)
+    one.start()
+    return one
+
+
+def values(cluster: Cluster, topic: str) -> list[bytes | None]:
+    return [record.value() for record in sorted(cluster.read_all([topic]), key=lambda r: (r.partition(), r.offset()))]
+
+
+def settled(cluster: Cluster, topic: str) -> None:
+    """Markers reach partitions one after the other: wait until all that was written is decided."""
+    turn = threading.Event()
+    for _ in range(200):
+        if cluster.end_offsets([topic]) == cluster.end_offsets([topic], stable=False):
+            return
+        turn.wait(0.05)
+    raise AssertionError("a transaction never ended")
+
+
+def read_until(reader, count: int, also: Callable[[], bool] = lambda: True) -> list:
+    found: list = []
+    for _ in range(300):
+        found += reader.poll(100, 0.1)
+        if len(found) >= count and also():
+            return found
+    raise AssertionError(f"only {len(found)} of {count} came")
+
+
+def test_a_write_is_seen_whole_and_in_order(cluster, topic):
+    one = writer(cluster, f"{topic}.w")
+    one.write([OutRecord(topic, b"%d" % n, partition=n % 2) for n in range(10)])
+    settled(cluster, topic)
+    assert values(cluster, topic) == [b"0", b"2", b"4", b"6", b"8", b"1", b"3", b"5", b"7", b"9"]
+
+
+def test_a_refused_write_leaves_nothing_and_the_writer_goes_on(cluster, topic):
+    one = writer(cluster, f"{topic}.w")
+    with pytest.raises(Aborted):
+        one.write([OutRecord(topic, b"never"), OutRecord(topic, b"x" * (20 << 20))])
+    one.start()
+    one.write([OutRecord(topic, b"after", partition=0)])
+    settled(cluster, topic)
+    assert values(cluster, topic) == [b"after"]
+
+
+def test_records_and_group_offsets_are_one(cluster, topic):
+    writer(cluster, f"{topic}.in").write([OutRecord(topic, b"%d" % n, partition=0) for n in range(4)])
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    listener = Listener()
+    reader = cluster.group_reader(f"{topic}.g", [topic], listener)
+    read_until(reader, 4)
+    one = writer(cluster, f"{topic}.w")
+    with pytest.raises(Aborted):
+        one.write([OutRecord(topic, b"x" * (20 << 20))], {(topic, 0): Commit(4)}, reader)
+    assert cluster.committed(f"{topic}.g", [topic])[topic, 0] == Commit(0)
+    one.start()
+    assert reader.rewind()[topic, 0] == Commit(0)
+    assert [record.value() for record in read_until(reader, 4)] == [b"0", b"1", b"2", b"3"]
+    one.write([OutRecord(topic, b"out", partition=1)], {(topic, 0): Commit(4, "kept beside")}, reader)
+    reader.close()
+    settled(cluster, topic)
+    assert cluster.committed(f"{topic}.g", [topic])[topic, 0] == Commit(4, "kept beside")
+    assert listener.told[-1] == "revoked"
+
+
+def test_a_second_holder_of_an_id_fences_the_first(cluster, topic):
+    first = writer(cluster, f"{topic}.w")
+    first.write([OutRecord(topic, b"1", partition=0)])
+    second = writer(cluster, f"{topic}.w")
+    with pytest.raises(Fenced):
+        first.write([OutRecord(topic, b"zombie", partition=0)])
+    second.write([OutRecord(topic, b"2", partition=0)])
+    settled(cluster, topic)
+    assert values(cluster, topic) == [b"1", b"2"]
+
+
+def test_a_writer_that_was_not_started_refuses(cluster, topic):
+    with pytest.raises(Aborted, match="must be started"):
+        cluster.transactions(f"{topic}.w").write([OutRecord(topic, b"1")])
+
+
+def test_partitions_move_between_members_without_a_record_twice(cluster, topic):
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    first, second = Listener(), Listener()
+    one = cluster.group_reader(f"{topic}.g", [topic], first)
+    for _ in range(300):
+        one.poll(10, 0.1)
+        if len(first.held) == PARTITIONS:
+            break
+    two = cluster.group_reader(f"{topic}.g", [topic], second)
+    for _ in range(300):
+        one.poll(10, 0.05)
+        two.poll(10, 0.05)
+        assert not first.held.keys() & second.held.keys()
+        if len(first.held) == len(second.held) == 1:
+            break
+    assert len(first.held) == len(second.held) == 1
+    two.abandon()
+    for _ in range(300):
+        one.poll(10, 0.1)
+        if len(first.held) == PARTITIONS:
+            break
+    assert len(first.held) == PARTITIONS
+    assert second.told == ["assigned"], "an abandoned member tells nothing more"
+    one.close()
+
+
+def test_a_position_that_retention_overtook_is_an_error(cluster, topic, broker):
+    writer(cluster, f"{topic}.in").write([OutRecord(topic, b"%d" % n, partition=0) for n in range(4)])
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    settled(cluster, topic)
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    for future in admin.delete_records([TopicPartition(topic, 0, 2)]).values():
+        future.result()
+    assert cluster.start_offsets([topic])[topic, 0] == 2
+    reader = cluster.group_reader(f"{topic}.g", [topic], Listener())
+    with pytest.raises(OutOfRange):
+        read_until(reader, 1)
+    reader.close()
+
+
+def test_a_reader_takes_what_it_was_given_from_where_it_was_told(cluster, topic):
+    writer(cluster, f"{topic}.w").write([OutRecord(topic, b"%d" % n, partition=n % 2) for n in range(6)])
+    reader = cluster.reader({(topic, 0): 1})
+    assert [record.value() for record in read_until(reader, 2)] == [b"2", b"4"]
+    reader.close()
+
+
+def test_first_positions_are_written_once(cluster, topic):
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    listener = Listener()
+    reader = cluster.group_reader(f"{topic}.g", [topic], listener)
+    writer(cluster, f"{topic}.in").write([OutRecord(topic, b"0", partition=0)])
+    read_until(reader, 1)
+    writer(cluster, f"{topic}.w").write([], {(topic, 0): Commit(1)}, reader)
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    assert {p: c.offset for p, c in cluster.committed(f"{topic}.g", [topic]).items()} == {(topic, 0): 1, (topic, 1): 0}
+    reader.close()
+
+
+def test_large_media_travel(cluster, topic):
+    payload = bytes(range(256)) * 8192
+    writer(cluster, f"{topic}.w").write([OutRecord(topic, payload, partition=0)])
+    settled(cluster, topic)
+    assert values(cluster, topic) == [payload]
+
+
+def test_topics_are_created_once_and_missing_ones_are_named(cluster, site):
+    spec = TopicSpec(site, Tier.EDGE)
+    assert cluster.create_topics([spec], 3, DAY_MS) == [site]
+    assert cluster.create_topics([spec], 3, DAY_MS) == []
+    assert cluster.partitions([site]) == [(site, 0), (site, 1), (site, 2)]
+    with pytest.raises(BrokerError, match=rf"topic '{site}-none' is not there.*tidegate topics apply"):
+        cluster.partitions([f"{site}-none"])
+
+
+def test_nobody_there_is_one_line():
+    with pytest.raises(
+        BrokerError, match=r"kafka.edge: no Kafka answers at 127.0.0.1:9 .*start it, or correct the address"
+    ):
+        KafkaCluster("kafka.edge", "127.0.0.1:9").check(timeout_s=1.0)
+
+
+def test_errors_of_transport_are_ours():
+    assert issubclass(Aborted, TransportError)
+    assert issubclass(OutOfRange, TransportError)

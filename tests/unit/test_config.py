@@ -1,0 +1,119 @@
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import clusters, load
+from pipelines.config.clusters import ENVIRONMENT
+from pipelines.config.home import Running, pipeline_dir, write_running
+from pipelines.config.units import Duration, Rate, Size
+from pipelines.errors import ConfigError
+from schemas.topics import Tier
+
+SMALLEST = "name: shop\nsource: {path: ./photos}\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "pipeline.yaml"
+    file.write_text(text, "utf-8")
+    return file
+
+
+def test_the_smallest_file_has_every_default_and_absolute_paths(tmp_path):
+    pipeline = load(written(tmp_path, SMALLEST))
+    assert pipeline.source.path == str(tmp_path / "photos")
+    assert (pipeline.site, pipeline.routing.policy, pipeline.partitions) == ("site-1", "edge_only", 6)
+    assert (pipeline.deadline.s, pipeline.edge.commit_interval.ms) == (10.0, 50)
+    assert pipeline.cloud_sites == ["site-1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (SMALLEST + "deadlne: 2s", "`deadlne` is not a known key: did you mean `deadline`?"),
+        (SMALLEST + "edge: {modle: x}", "`edge.modle` is not a known key: did you mean `edge.model`?"),
+        (SMALLEST + "edge: {input: {layot: NHW}}", "`edge.input.layot` is not a known key"),
+        (SMALLEST + "zzz: 1", "known are"),
+        (SMALLEST + "deadline: 2", "deadline: 2 is not a duration: write it as `5s`"),
+        (SMALLEST + "deadline: 2 weeks", "'2 weeks' is not a duration"),
+        (SMALLEST + "partitions: 0", "partitions: Expected `int` >= 1"),
+        (SMALLEST + "priority: 3", "priority: Expected `int` <= 2"),
+        (SMALLEST + "site: Shop 1", "`site: Shop 1` may have small letters"),
+        (SMALLEST + "retention: 1m", "`retention` is shorter than `outage_budget`"),
+        (SMALLEST + "encode: {resize: [0, 5]}", "`encode.resize` takes width and height"),
+        ("name: shop\nsource: {path: x, rate: 10}", "source.rate: 10 is not a rate: write `10/s`"),
+        ("name: shop", "required field `source`"),
+        ("- a", "holds no keys"),
+        ("a: [", "is not YAML"),
+        (SMALLEST + "edge: {labels: ./none.txt}", "labels: "),
+    ],
+    ids=lambda part: part.removeprefix(SMALLEST)[:30],
+)
+def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path, text, said):
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        load(file)
+    line = str(raised.value)
+    assert said in line
+    assert "\n" not in line
+    assert str(file) in line or "labels" in line
+
+
+def test_a_missing_file_says_what_writes_one(tmp_path):
+    with pytest.raises(ConfigError, match="`tidegate init` writes one"):
+        load(tmp_path / "none.yaml")
+
+
+def test_labels_are_read_from_a_file_and_models_found_beside_the_pipeline(tmp_path):
+    (tmp_path / "names.txt").write_text("cat\n\n dog \n", "utf-8")
+    pipeline = load(written(tmp_path, SMALLEST + "edge: {model: m.onnx, labels: names.txt}\ncloud: {model: builtin:x}"))
+    assert (pipeline.edge.model, pipeline.edge.labels) == (str(tmp_path / "m.onnx"), ["cat", "dog"])
+    assert pipeline.cloud.model == "builtin:x"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("50ms", 50_000), ("1.5s", 1_500_000), ("2m", 120_000_000), ("1h", 3_600_000_000), ("10us", 10)],
+)
+def test_durations(text, value):
+    assert Duration.parse(text).us == value
+
+
+def test_sizes_and_rates():
+    assert Size.parse("16MiB") == 16 << 20
+    assert Size.parse("2GB") == 2_000_000_000
+    assert Rate.parse("2.5/s") == Rate(2.5)
+    assert Rate.parse("as recorded") == Rate(as_recorded=True)
+    assert Rate.parse("as fast as possible") == Rate()
+    for wrong in ("0/s", "-1/s", "10", None, "10/m"):
+        with pytest.raises(ValueError, match="is not a rate"):
+            Rate.parse(wrong)
+
+
+def test_an_address_comes_from_environment_then_file_then_what_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    for variable in ENVIRONMENT.values():
+        monkeypatch.delenv(variable, raising=False)
+    plain = load(written(tmp_path, SMALLEST))
+    with pytest.raises(ConfigError, match=r"`kafka.edge.bootstrap` is not set.*start the pipeline with `tidegate run`"):
+        clusters(plain)
+    folder = pipeline_dir("shop")
+    folder.mkdir(parents=True)
+    write_running(folder, Running(os.getpid(), "running:1", "running:2"))
+    assert [one.bootstrap for one in clusters(plain)] == ["running:1", "running:2"]
+    named = load(written(tmp_path, SMALLEST + "kafka: {edge: {bootstrap: 'file:1'}}"))
+    assert [one.bootstrap for one in clusters(named)] == ["file:1", "running:2"]
+    monkeypatch.setenv(ENVIRONMENT[Tier.EDGE], "environment:1")
+    assert clusters(named).edge.bootstrap == "environment:1"
+
+
+def test_a_dead_run_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path / "home"))
+    folder = pipeline_dir("shop")
+    folder.mkdir(parents=True)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    write_running(folder, Running(ended.pid, "running:1", "running:2"))
+    with pytest.raises(ConfigError, match="is not running here"):
+        clusters(load(written(tmp_path, SMALLEST)))
