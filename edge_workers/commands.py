@@ -21,7 +21,7 @@ Check = Annotated[bool, typer.Option("--check", hidden=True, help="Check this wo
 ItemShape = Annotated[str, typer.Option(hidden=True, help="With --check: the shape of an item, such as 28,28.")]
 DEFAULT_FILE = Path("pipeline.yaml")
 
-produce, edge, settle, uplink, downlink = (typer.Typer() for _ in range(5))
+produce, edge, settle, uplink, downlink = (typer.Typer(add_completion=False) for _ in range(5))
 
 
 @produce.command()

@@ -4,7 +4,7 @@ Constraints
 - Every source position is captured exactly once, whatever dies when: records, marks of frames that cannot travel, and
   `StreamPosition`s are written together, and positions are read only after `start` has ended every earlier holder of
   the transactional id. A stream without a stored position begins a new epoch; nothing else does.
-- Another producer of the same slot fences this one: `Fenced` ends it.
+- Another producer of the same slot fences this one: once it has gone on, `TakenOver` ends this one.
 - What waits for a transaction is bounded in time, records and bytes.
 - Capture time is this machine's clock when a frame is released at its rate.
 
@@ -27,7 +27,7 @@ from edge_workers.sources.base import Frame, Source, check_rate
 from pipelines.config.units import Rate
 from pipelines.core.capture import Capture
 from pipelines.core.pacing import Schedule
-from pipelines.errors import BrokerError, ForeignRecord, TidegateError, TransportError
+from pipelines.errors import BrokerError, Fenced, ForeignRecord, TakenOver, TidegateError, TransportError
 from pipelines.transport.base import Cluster
 from schemas import headers, wire
 from schemas.headers import Header, Params
@@ -105,9 +105,11 @@ class Producer:
         self._write_by_us = 0
         self._failures = 0
         self._must_resume = True
+        self._capture = Capture([], {}, 0)
+        self._began = False
 
     def run(self) -> None:
-        """Until the source has ended and all is written, or `stop` is set. Raises `Fenced`, and what lasts."""
+        """Until the source has ended and all is written, or `stop` is set. Raises `TakenOver`, and what lasts."""
         try:
             while not self._stop.is_set():
                 try:
@@ -115,7 +117,9 @@ class Producer:
                         self._resume()
                     if not self._turn():
                         return
-                except (TransportError, BrokerError) as error:
+                except TakenOver:
+                    raise
+                except (Fenced, TransportError, BrokerError) as error:
                     self._wait_after(error)
             if not self._must_resume:
                 self._write()
@@ -124,6 +128,8 @@ class Producer:
 
     def _resume(self) -> None:
         """Go on behind what is stored."""
+        if self._began:
+            self._refuse_if_taken_over()
         # The order matters: `start` settles what became of an open transaction, only then are positions the truth.
         self._writer.start()
         stored = stored_positions(self._cluster, self._topics)
@@ -144,8 +150,17 @@ class Producer:
         )
         for number in range(len(names)):
             self._schedule_next(number)
-        self._must_resume = False
+        self._must_resume, self._began = False, True
         log.info("capturing", streams=len(names), resumed=len(stored.keys() & set(names)))
+
+    def _refuse_if_taken_over(self) -> None:
+        """Positions beyond all that we ever captured are another producer's: end, or we would fence the rightful one.
+
+        Where there are none, the coordinator only gave our transaction up (we stood still past its time-out).
+        """
+        for stream, at in stored_positions(self._cluster, self._topics).items():
+            if self._capture.is_behind(stream, at):
+                raise TakenOver(f"another producer of {self._topics.site} has gone on with stream '{stream}'")
 
     def _schedule_next(self, number: int) -> None:
         frame = next(self._streams[number].frames, None)

@@ -1,6 +1,6 @@
 """Errors of the runtime. The whole tree is drawn in `schemas.errors`."""
 
-from schemas.errors import Fenced, ForeignRecord, RecordError, TidegateError, UnknownVersion, UserError
+from schemas.errors import Fenced, ForeignRecord, RecordError, TakenOver, TidegateError, UnknownVersion, UserError
 
 __all__ = [
     "BrokerError",
@@ -10,6 +10,7 @@ __all__ = [
     "ModelError",
     "RecordError",
     "SourceError",
+    "TakenOver",
     "TidegateError",
     "TransportError",
     "UndecodableItem",

@@ -3,7 +3,8 @@
 TidegateError               every error of ours; `exit_code` is what the command line ends with
 ├── UserError               the user can mend it: one line, exit 2
 │   └── (pipelines.errors)  ConfigError, BrokerError, ModelError, SourceError
-├── Fenced                  another process took over this one's work
+├── Fenced                  a transactional id was taken away; start again, if what is stored is still ours
+    │   └── TakenOver           it is not: another process goes on with this one's work
 └── RecordError             a record that cannot be taken as it is
     ├── ForeignRecord       not one of ours: quarantined and counted, no item
     └── UnknownVersion      ours, but newer: its items are accounted for and dead-lettered
@@ -28,9 +29,13 @@ class UserError(TidegateError):
 
 
 class Fenced(TidegateError):
-    """Another process with the same transactional id took over. Exit 5: a supervisor waits before it tries again."""
+    """A transactional id was taken away, or a transaction given up. Exit 5: a supervisor waits a while."""
 
     exit_code = 5
+
+
+class TakenOver(Fenced):
+    """What is stored shows it: another process has gone on from here."""
 
 
 class RecordError(TidegateError):

@@ -85,6 +85,9 @@ _decoder = msgspec.msgpack.Decoder(Header)
 _version_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _account_decoder = msgspec.msgpack.Decoder(tuple[int, str, int, int, int])
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the decoders raise for foreign bytes; the last for arrays nested a thousand deep."""
+
 
 def encode(header: Header) -> bytes:
     """The bytes of the `tg` header."""
@@ -95,7 +98,7 @@ def decode(raw: bytes) -> Header:
     """Read a `tg` header. Raises `ForeignRecord` for bytes that are not one, `UnknownVersion` for a later version."""
     try:
         header = _decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise _not_readable(raw, error) from error
     if header.version != VERSION:
         raise _not_readable(raw, None)
@@ -135,7 +138,7 @@ def _not_readable(raw: bytes, cause: Exception | None) -> ForeignRecord | Unknow
     try:
         fields = _version_decoder.decode(raw)
         account = _account_decoder.decode(msgspec.msgpack.encode(fields[:5]))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except _UNREADABLE:
         return ForeignRecord(f"header '{TG}' cannot be read ({cause})")
     version, stream, _epoch, first_seq, count = account
     if version <= VERSION or not stream or first_seq < 0 or not 1 <= count <= COUNT_MOST:

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from schemas.errors import ForeignRecord
+
 
 class StreamPosition(msgspec.Struct, frozen=True):
     """In `<site>.positions`, keyed by stream: what the producer has captured. No position means a new epoch."""
@@ -39,3 +41,11 @@ OWNER_KEY = b"owner"
 def forward_key(topic: str, partition: int) -> bytes:
     """The key of a source partition's `ForwardPosition`."""
     return f"{topic}:{partition}".encode()
+
+
+def partition_of(key: bytes) -> tuple[str, int]:
+    """The source partition that a `forward_key` names. Raises `ForeignRecord` for another key."""
+    topic, _, number = key.decode("utf-8", "replace").rpartition(":")
+    if not topic or not number.isdecimal():
+        raise ForeignRecord("the key names no partition")
+    return topic, int(number)

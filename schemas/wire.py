@@ -32,7 +32,7 @@ class Decoder(Generic[T]):
         """Raises `ForeignRecord` for what is not such a record."""
         try:
             return self._decode(raw or b"")
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ForeignRecord(f"not a {self.kind.__name__}: {error}") from error
 
 

@@ -17,7 +17,7 @@ from pipelines.config import Pipeline, load
 from pipelines.config.load import json_schema
 from pipelines.errors import TidegateError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 CHECK_TIMEOUT_S = 120.0
 """Loading a model or listing a folder of a million files takes seconds; a source on a dead network share never ends."""

@@ -10,7 +10,7 @@ from rich.console import Console
 from pipelines.errors import ConfigError
 from schemas.topics import SITE_NAME
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 TEMPLATE = """\
 # A Tidegate pipeline. `tidegate check {file}` validates it, `tidegate run {file}` runs it.

@@ -1,9 +1,22 @@
 """What a person sees while a pipeline runs: one table, a few times a second."""
 
-from rich.console import Group
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from pipelines.observe.watch import Snapshot
+
+
+@contextmanager
+def showing(console: Console) -> Iterator[Live]:
+    """A display that is updated in place; where there is no terminal, its last state is printed once."""
+    with Live(console=console, refresh_per_second=4) as live:
+        yield live
+    if not console.is_terminal:
+        console.line()  # Without a terminal the display leaves its last line open.
 
 
 def live_table(title: str, snapshot: Snapshot, notes: str = "") -> Group:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from pipelines.errors import TidegateError
+from pipelines.errors import TidegateError, UserError
 
 GROUP = "tidegate.commands"
 
@@ -37,7 +37,12 @@ class EntryPointGroup(TyperGroup):
         point = found_commands().get(name)
         if point is None:
             return None
-        command = get_command(point.load())
+        try:
+            command = get_command(point.load())
+        except ImportError as error:
+            raise UserError(
+                f"command '{name}' cannot be loaded ({error})", remedy="install its package again"
+            ) from error
         command.name = name
         return command
 

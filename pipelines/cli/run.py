@@ -12,7 +12,7 @@ from rich.live import Live
 
 from pipelines.cli.audit import show
 from pipelines.cli.check import check_parts
-from pipelines.cli.live import live_table
+from pipelines.cli.live import live_table, showing
 from pipelines.cli.session import Session, session
 from pipelines.config import load
 from pipelines.config.home import pipeline_dir
@@ -23,7 +23,7 @@ from pipelines.observe.watch import Watch
 from pipelines.transport.base import Partition
 from schemas import wire
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 TURN_S = 0.25
 DRAIN_MOST_S = 30.0
@@ -82,7 +82,7 @@ def _follow(one: Session, watch: Watch, console: Console) -> Verdict:
     """Show the pipeline until its source has ended and nothing is in flight; an interrupt ends the source early."""
     auditor = Auditor(one.clusters.edge, one.pipeline.site)
     title = f"pipeline {one.pipeline.name}"
-    with Live(console=console, refresh_per_second=4) as live:
+    with showing(console) as live:
         try:
             _until(one, watch, live, title, lambda: one.supervisor.done("produce"))
         except KeyboardInterrupt:

@@ -43,4 +43,6 @@ def read_running(folder: Path) -> Running | None:
         os.kill(running.pid, 0)
     except (FileNotFoundError, ProcessLookupError, msgspec.DecodeError):
         return None
+    except PermissionError:
+        return running  # It is there, and belongs to another user.
     return running

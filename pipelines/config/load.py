@@ -26,8 +26,8 @@ def load(path: Path | str) -> Pipeline:
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".")
-        raise ConfigError(f"{path}: {key + ': ' if key else ''}{problem}") from error
-    return _with_absolute_paths(pipeline, path.resolve().parent)
+        raise ConfigError(f"{path}: {key + ': ' if key else ''}{_one_line(problem)}") from error
+    return _with_absolute_paths(pipeline, path)
 
 
 def json_schema() -> dict[str, Any]:
@@ -45,9 +45,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} cannot be read ({reason})", remedy="give a pipeline file; `tidegate init` writes one"
         ) from error
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not YAML: {detail}", remedy="mend it there") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # A date such as 2026-02-30 is a ValueError.
+        raise ConfigError(f"{path} is not YAML: {_one_line(error)}", remedy="mend it there") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no keys", remedy="`tidegate init` writes a file to begin with")
     return raw
@@ -60,7 +59,7 @@ def _refuse_unknown_keys(path: Path, raw: dict[str, Any], kind: type, prefix: st
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             remedy = f"did you mean `{prefix}{near[0]}`?" if near else f"known are {', '.join(sorted(hints))}"
-            raise ConfigError(f"{path}: `{prefix}{key}` is not a known key", remedy=remedy)
+            raise ConfigError(f"{path}: `{prefix}{_one_line(key)}` is not a known key", remedy=remedy)
         section = _section_of(hints[key])
         if section is not None and isinstance(value, dict):
             _refuse_unknown_keys(path, value, section, f"{prefix}{key}.")
@@ -73,22 +72,35 @@ def _section_of(hint: Any) -> type | None:
     return structs[0] if len(structs) == 1 and structs[0].__struct_config__.forbid_unknown_fields else None
 
 
-def _with_absolute_paths(pipeline: Pipeline, folder: Path) -> Pipeline:
-    def tier(model: Any) -> Any:
+def _with_absolute_paths(pipeline: Pipeline, file: Path) -> Pipeline:
+    def absolute(key: str, given: str) -> Path:
+        try:
+            return file.resolve().parent / Path(given).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{file}: {key}: {given} names no user's folder", remedy="correct the path") from error
+
+    def tier(name: str, model: Any) -> Any:
         reference, labels = model.model, model.labels
         if reference is not None and not reference.startswith("builtin:"):
-            reference = str(folder / Path(reference).expanduser())
+            reference = str(absolute(f"{name}.model", reference))
         if isinstance(labels, str):
-            labels = _labels(folder / Path(labels).expanduser())
+            labels = _labels(file, f"{name}.labels", absolute(f"{name}.labels", labels))
         return msgspec.structs.replace(model, model=reference, labels=labels)
 
-    source = msgspec.structs.replace(pipeline.source, path=str(folder / Path(pipeline.source.path).expanduser()))
-    return msgspec.structs.replace(pipeline, source=source, edge=tier(pipeline.edge), cloud=tier(pipeline.cloud))
+    source = msgspec.structs.replace(pipeline.source, path=str(absolute("source.path", pipeline.source.path)))
+    edge, cloud = tier("edge", pipeline.edge), tier("cloud", pipeline.cloud)
+    return msgspec.structs.replace(pipeline, source=source, edge=edge, cloud=cloud)
 
 
-def _labels(path: Path) -> list[str]:
+def _labels(file: Path, key: str, path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"labels: {path} cannot be read", remedy="give a text file with one name a line") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{file}: {key}: {path} cannot be read", remedy="give a text file with one name a line"
+        ) from error
     return [name for name in names if name]
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

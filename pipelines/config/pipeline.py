@@ -135,6 +135,9 @@ class Pipeline(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
         for key, value in (("name", self.name), ("site", self.site), *(("cloud.sites", s) for s in self.cloud.sites)):
             if not SITE_NAME.fullmatch(value):
                 raise ValueError(f"`{key}: {value}` may have small letters, digits and hyphens only, 63 at most")
+        for key, length in (("deadline", self.deadline), ("windows.size", self.windows.size)):
+            if not length:
+                raise ValueError(f"`{key}` must be longer than nothing: write it as `5s`")
         if self.retention < self.outage_budget:
             raise ValueError(
                 "`retention` is shorter than `outage_budget`: unread records would be removed in an outage"

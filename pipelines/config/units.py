@@ -5,7 +5,8 @@ from typing import Self
 
 _DURATION_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _SIZE_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*")
+_NUMBER = r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*"  # More digits could overflow a float.
+_QUANTITY = re.compile(_NUMBER + r"([a-zA-Z]+)\s*")
 
 AS_RECORDED = "as recorded"
 UNPACED = "as fast as possible"
@@ -67,7 +68,7 @@ class Rate:
             return cls(as_recorded=True)
         if text == UNPACED:
             return cls()
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*s\s*", text) if isinstance(text, str) else None
+        match = re.fullmatch(_NUMBER + r"/\s*s\s*", text) if isinstance(text, str) else None
         if match is None or not float(match[1]) > 0:
             raise ValueError(f"{text!r} is not a rate: write `10/s`, `{AS_RECORDED}` or `{UNPACED}`")
         return cls(float(match[1]))

@@ -74,6 +74,7 @@ class Watch:
         self._both = both
         self._topics = SiteTopics(site)
         self._on_result = on_result
+        self.foreign = 0
         self._next_seqs: dict[bytes | None, int] = {}
         self._forwarded: dict[str, dict[bytes | None, ForwardPosition]] = defaultdict(dict)
         results = [self._topics.results, self._topics.ledger]
@@ -86,7 +87,6 @@ class Watch:
         self.outcomes: Counter[str] = Counter()
         self.latencies_us: dict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LATENCIES_MOST))
         """By outcome: from capture until this reader had the settled result."""
-        self.foreign = 0
         self._cloud_backlog = (0, 0)
         self.first_result_s: float | None = None
         self._history: deque[tuple[float, int, int, int, int, int]] = deque(maxlen=1_000)
@@ -95,7 +95,7 @@ class Watch:
         """Take what the compacted topics hold; where to go on reading them."""
         ends = cluster.end_offsets(topics)
         for record in cluster.read_all(topics):
-            self._take_position(record)
+            self._take(record, 0)
         return ends
 
     def poll(self, timeout_s: float) -> int:
@@ -103,17 +103,20 @@ class Watch:
         records = [*self._edge.poll(timeout_s), *self._cloud.poll(0)]
         now_us = time.time_ns() // 1000
         for record in records:
-            try:
-                if record.topic() == self._topics.results:
-                    self._take_results(record.value(), now_us)
-                elif record.topic() == self._topics.ledger:
-                    for mark in wire.decode_marks(record.value()).marks:
-                        self.outcomes[mark.outcome] += mark.last_seq - mark.first_seq + 1
-                else:
-                    self._take_position(record)
-            except ForeignRecord:
-                self.foreign += 1
+            self._take(record, now_us)
         return len(records)
+
+    def _take(self, record: Record, now_us: int) -> None:
+        try:
+            if record.topic() == self._topics.results:
+                self._take_results(record.value(), now_us)
+            elif record.topic() == self._topics.ledger:
+                for mark in wire.decode_marks(record.value()).marks:
+                    self.outcomes[mark.outcome] += mark.last_seq - mark.first_seq + 1
+            else:
+                self._take_position(record)
+        except ForeignRecord:
+            self.foreign += 1
 
     def _take_position(self, record: Record) -> None:
         """Of the newest epoch of a stream only: a new epoch within a watch is not expected."""

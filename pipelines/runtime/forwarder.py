@@ -30,17 +30,13 @@ import msgspec
 import structlog
 
 from pipelines.core.lanes import choose
-from pipelines.errors import BrokerError, Fenced, TidegateError, TransportError
+from pipelines.errors import BrokerError, Fenced, TakenOver, TidegateError, TransportError
 from pipelines.transport.base import Cluster, OutOfRange, OutRecord, Partition, Reader, Record
 from schemas import wire
 from schemas.errors import ForeignRecord
-from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key
+from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key, partition_of
 
 log = structlog.get_logger("tidegate.forwarder")
-
-
-class TakenOver(Fenced):
-    """Another forwarder owns the positions."""
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -152,11 +148,14 @@ class Forwarder:
         owner = None
         for record in self._destination.read_all([self._positions_topic]):
             key = record.key() or b""
-            if key == OWNER_KEY:
-                owner = wire.decode_owner(record.value())
-            else:
-                topic, _, number = key.decode().rpartition(":")
-                positions[topic, int(number)] = wire.decode_forward_position(record.value())
+            try:
+                if key == OWNER_KEY:
+                    owner = wire.decode_owner(record.value())
+                else:
+                    positions[partition_of(key)] = wire.decode_forward_position(record.value())
+            except ForeignRecord as error:
+                # What stood there before stays the truth.
+                log.warning("foreign_record", topic=self._positions_topic, offset=record.offset(), error=str(error))
         return positions, owner
 
     def _position(self, partition: Partition) -> ForwardPosition:

@@ -26,7 +26,7 @@ from schemas.topics import Tier
 
 ROUNDS, DIGITS = 4, 5_000
 ITEMS = ROUNDS * DIGITS
-LONGEST_S = 420
+LONGEST_S = 300
 """A bound on the whole run, for a machine that is stuck; the run itself follows events."""
 
 PIPELINE = """\
@@ -101,7 +101,7 @@ class Run:
         os.kill(stopped, signal.SIGCONT)
         self.until(f"{name} ended", lambda: self.one.supervisor.restarts[name] > before)
         log = self.one.supervisor.log_path(name).read_text()
-        assert "fenced" in log.lower() or "took over" in log
+        assert "took over" in log or "another producer" in log
 
     def owner(self) -> str:
         records = self.one.clusters.cloud.read_all([self.one.pipeline.topics.up_positions])

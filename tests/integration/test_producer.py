@@ -18,7 +18,7 @@ from edge_workers.producer import CaptureSettings, Producer, ProducerLimits, sto
 from edge_workers.sources.base import open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.units import Rate
-from pipelines.errors import Fenced
+from pipelines.errors import TakenOver
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers
 from schemas.topics import SiteTopics, Tier
@@ -106,7 +106,7 @@ def test_a_second_producer_of_the_slot_fences_the_first_and_goes_on_where_it_sto
         running = pool.submit(first.run)
         take(reader, 100)
         make_producer(cluster, site, archive).run()
-        with pytest.raises(Fenced):
+        with pytest.raises(TakenOver):
             running.result(timeout=60)
     check_exactly_once(cluster, site, cluster.read_all([SiteTopics(site).items]))
 

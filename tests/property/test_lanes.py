@@ -1,3 +1,5 @@
+from itertools import accumulate
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,16 +23,19 @@ def test_the_budget_holds_unless_one_record_alone_is_larger(sizes, budget_bytes)
 @given(lanes, st.integers(1, 5000))
 def test_what_is_left_goes_by_priority(sizes, budget_bytes):
     taken = choose(sizes, budget_bytes)
-    left = budget_bytes - sum(sums(sizes, taken))
+    if sum(sums(sizes, taken)) > budget_bytes:
+        first = next(lane for lane, records in enumerate(sizes) if records)
+        assert taken == [int(lane == first) for lane in range(len(sizes))]
+        return
     floor = int(budget_bytes * FLOOR_SHARE / len(sizes))
+    beyond = [
+        sum(lane[:count]) - max(total for total in accumulate(lane[:count], initial=0) if total <= floor)
+        for lane, count in zip(sizes, taken, strict=True)
+    ]
+    left = budget_bytes - sum(sums(sizes, taken))
     for higher, (lane, count) in enumerate(zip(sizes, taken, strict=True)):
-        if count == len(lane):
-            continue
-        # The next record of this lane did not fit, so a lower lane has no more than its floor, but for what was smaller.
-        assert lane[count] > left or not any(taken)
-        for lower in range(higher + 1, len(sizes)):
-            beyond = sum(sizes[lower][: taken[lower]]) - floor
-            assert beyond <= 0 or lane[count] > left
+        # Not even with all that lower lanes have beyond their floors would the next record have fitted.
+        assert count == len(lane) or lane[count] > left + sum(beyond[higher + 1 :])
 
 
 @given(lanes, st.integers(100, 5000))

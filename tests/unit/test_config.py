@@ -3,14 +3,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines.config import clusters, load
 from pipelines.config.clusters import ENVIRONMENT
 from pipelines.config.home import Running, pipeline_dir, write_running
+from pipelines.config.load import json_schema
 from pipelines.config.units import Duration, Rate, Size
 from pipelines.errors import ConfigError
 from schemas.topics import Tier
 
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ["pipelines/library/digits.yaml", "deploy/pipeline.yaml"]
 SMALLEST = "name: shop\nsource: {path: ./photos}\n"
 
 
@@ -46,7 +50,17 @@ def test_the_smallest_file_has_every_default_and_absolute_paths(tmp_path):
         ("name: shop", "required field `source`"),
         ("- a", "holds no keys"),
         ("a: [", "is not YAML"),
-        (SMALLEST + "edge: {labels: ./none.txt}", "labels: "),
+        (SMALLEST + "edge: {labels: ./none.txt}", "edge.labels: "),
+        (SMALLEST + 'cloud: {labels: "a\\0b"}', "cloud.labels: "),
+        (SMALLEST + "edge: {model: ~nobody-here/m.onnx}", "edge.model: ~nobody-here/m.onnx names no user's folder"),
+        (SMALLEST + "deadline: 0s", "`deadline` must be longer than nothing: write it as `5s`"),
+        (SMALLEST + "windows: {size: 0s}", "`windows.size` must be longer than nothing"),
+        (SMALLEST + "deadline: " + "9" * 400 + "s", "is not a duration"),
+        ("name: shop\nsource: {path: x, rate: " + "9" * 400 + "/s}", "is not a rate"),
+        ("name: shop\nsource: {path: 2026-02-30}", "is not YAML: day is out of range"),
+        ('name: "a\\nb"\nsource: {path: x}', "`name: a b` may have"),
+        (SMALLEST + '"a\\nb": 1', "`a b` is not a known key"),
+        ("a: " + "[" * 5_000, "is not YAML: maximum recursion depth"),
     ],
     ids=lambda part: part.removeprefix(SMALLEST)[:30],
 )
@@ -57,7 +71,7 @@ def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path, text, said):
     line = str(raised.value)
     assert said in line
     assert "\n" not in line
-    assert str(file) in line or "labels" in line
+    assert line.startswith(str(file))
 
 
 def test_a_missing_file_says_what_writes_one(tmp_path):
@@ -117,3 +131,64 @@ def test_a_dead_run_is_not_found(tmp_path, monkeypatch):
     write_running(folder, Running(ended.pid, "running:1", "running:2"))
     with pytest.raises(ConfigError, match="is not running here"):
         clusters(load(written(tmp_path, SMALLEST)))
+
+
+def fits(value: object, schema: dict, root: dict) -> bool:
+    """Whether JSON Schema `schema` accepts `value`; of its keywords those that ours uses, any other is a KeyError."""
+    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
+    one = {
+        "type": lambda kind: value is None if kind == "null" else isinstance(value, kinds[kind]),
+        "enum": lambda allowed: value in allowed,
+        "minimum": lambda least: value >= least,
+        "maximum": lambda most: value <= most,
+        "minItems": lambda least: len(value) >= least,
+        "maxItems": lambda most: len(value) <= most,
+        "anyOf": lambda choices: any(fits(value, choice, root) for choice in choices),
+        "$ref": lambda name: fits(value, root["$defs"][name.rpartition("/")[2]], root),
+        "required": lambda keys: set(keys) <= value.keys(),
+        "properties": lambda known: all(fits(value[key], known[key], root) for key in known.keys() & value.keys()),
+        "additionalProperties": lambda rest: all(
+            rest is not False and fits(value[key], rest, root) for key in value.keys() - schema.get("properties", {})
+        ),
+        "prefixItems": lambda kinds: all(fits(*pair, root) for pair in zip(value, kinds, strict=False)),
+        "items": lambda kind: (
+            kind is False or all(fits(each, kind, root) for each in value[len(schema.get("prefixItems", [])) :])
+        ),
+    }
+    notes = {"title", "description", "default", "examples", "$defs"}
+    # A wrong type must not reach the keywords after it.
+    return all(one[word](schema[word]) for word in sorted(schema.keys() - notes, key=lambda word: word != "type"))
+
+
+def shipped(name: str) -> str:
+    text = (ROOT / name).read_text("utf-8")
+    return text.format(archive="digits.idx", loop=1) if "{loop}" in text else text
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_schema_for_editors_accepts_what_we_ship_and_so_does_load(tmp_path, name):
+    schema = json_schema()
+    assert fits(yaml.safe_load(shipped(name)), schema, schema)
+    assert load(written(tmp_path, shipped(name))).routing.policy == "threshold"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"deadlne": "2s"},
+        {"source": {}},
+        {"deadline": 2},
+        {"partitions": 0},
+        {"priority": 3},
+        {"encode": {"resize": [28]}},
+        {"edge": {"labels": [1]}},
+        {"edge": {"input": {"layout": "NHW?"}}},
+        {"kafka": {"edge": {"librdkafka": {"linger.ms": []}}}},
+    ],
+    ids=str,
+)
+def test_the_schema_for_editors_refuses_what_load_refuses(tmp_path, change):
+    schema, raw = json_schema(), yaml.safe_load(SMALLEST) | change
+    assert not fits(raw, schema, schema)
+    with pytest.raises(ConfigError):
+        load(written(tmp_path, yaml.safe_dump(raw)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime import supervisor as supervision
-from pipelines.runtime.process import PARENT_PIPE
+from pipelines.runtime.process import EXIT_LATE, PARENT_PIPE
 from pipelines.runtime.supervisor import Supervisor, WorkerFailed, WorkerSpec
 
 WORKER = """
@@ -24,9 +24,9 @@ print("stopped", flush=True)
 """
 
 
-def started(**environment: str) -> "subprocess.Popen[str]":
+def started(program: str = WORKER, **environment: str) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
-        [sys.executable, "-c", WORKER],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,6 +45,24 @@ def test_a_signal_stops_a_worker_in_order(number):
     out, err = process.communicate(timeout=30)
     assert (out, process.returncode) == ("stopped\n", 0)
     assert f"why={number.name}" in err
+
+
+def test_a_signal_that_only_a_library_s_thread_takes_stops_a_worker():
+    blocked = "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\nstop = begin_worker"
+    process = started(WORKER.replace("stop = begin_worker", blocked))
+    process.terminate()
+    assert (process.communicate(timeout=30)[0], process.returncode) == ("stopped\n", 0)
+
+
+def test_a_worker_that_does_not_stop_in_its_grace_ends_itself():
+    late = "from pipelines.runtime import process; process.GRACE_S = 0.01\n" + WORKER.replace(
+        "stop.wait()", "busy.join()"
+    )
+    process = started(late)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert (out, process.returncode) == ("", EXIT_LATE)
+    assert "not_stopped_in_time" in err
 
 
 def test_a_worker_stops_when_its_parent_is_killed(tmp_path):

@@ -14,11 +14,12 @@ from edge_workers.producer import CaptureSettings, Producer, ProducerLimits
 from edge_workers.sources.base import Frame, Split, open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.units import Rate
-from pipelines.errors import BrokerError, Fenced, SourceError, TransportError
+from pipelines.errors import BrokerError, Fenced, SourceError, TakenOver, TransportError
 from pipelines.runtime.dead_letters import FROM, REASON
-from pipelines.transport.base import Aborted
+from pipelines.transport.base import Aborted, OutRecord
 from schemas import headers, wire
 from schemas.ledger import Outcome
+from schemas.positions import StreamPosition
 from schemas.topics import SiteTopics
 
 TOPICS = SiteTopics("site-1")
@@ -42,6 +43,7 @@ class MemoryCluster:
         self.written = defaultdict(list)
         self.fates = iter(fates)
         self.ids = []
+        self.fenced = False
         self.started = 0
 
     def transactions(self, transactional_id, compression):
@@ -64,6 +66,7 @@ class MemoryCluster:
             for record in records:
                 self.written[record.topic].append(record)
         if fate == "fenced":
+            self.fenced = True
             raise Fenced("somebody else")
         if fate in ("aborted", "done, then unknown"):
             raise Aborted("again")
@@ -151,10 +154,23 @@ def test_media_are_not_compressed_twice(codec, compression):
     assert cluster.ids == [("producer.site-1.0", compression)]
 
 
-def test_being_fenced_ends_the_producer():
+def test_a_transaction_that_was_given_up_is_done_again_while_the_positions_are_ours():
     cluster = MemoryCluster(["fenced"])
-    with pytest.raises(Fenced):
-        producer(cluster, Digits()).run()
+    producer(cluster, Digits(streams=1)).run()
+    assert [header.first_seq for header, _ in cluster.items()] == list(range(11))
+
+
+def test_a_producer_ends_when_the_positions_are_anothers():
+    class TakesOver(MemoryCluster):
+        def read_all(self, topics, starts=None):
+            if self.fenced:  # By then the other one has gone on, beyond all that was captured here.
+                other = wire.encode(StreamPosition(1, 1_000, 999))
+                self.written[TOPICS.positions].append(OutRecord(TOPICS.positions, other, b"cam-00"))
+            return super().read_all(topics, starts)
+
+    cluster = TakesOver(["fenced"])
+    with pytest.raises(TakenOver):
+        producer(cluster, Digits(streams=1)).run()
     assert not cluster.items()
 
 

@@ -4,7 +4,7 @@ import msgspec
 
 HOST = "127.0.0.1"
 
-# A dead worker is noticed in 3 s. Its open transaction is ended by its successor's `start`, or without one by the sweep:
+# A dead worker is noticed in 3 s. Its open transaction is ended by its successor's `start`, else by the sweep:
 # 1.5 s (the clients' time-out) and up to 5 s. The sweep must not be quicker: one that runs while a restarted node still
 # waits for its own registration (up to 3 s) finds no leader, takes the partitions for deleted, and leaves a transaction
 # open that nothing ever ends. With 250 ms that was seen in 3 of 27 restarts after `kill -9`, with 10 s in none of 22.
