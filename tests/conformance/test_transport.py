@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from pipelines.errors import BrokerError, Fenced, TransportError
@@ -126,6 +126,47 @@ def test_a_second_holder_of_an_id_fences_the_first(cluster, topic):
     assert values(cluster, topic) == [b"1", b"2"]
 
 
+def test_what_a_dead_holder_had_open_is_hidden_and_then_rolled_back(cluster, topic, broker):
+    # A holder that dies between its records and its commit: no writer of ours stops there.
+    dead = Producer({"bootstrap.servers": broker.bootstrap, "transactional.id": f"{topic}.w"})
+    dead.init_transactions(10)
+    dead.begin_transaction()
+    dead.produce(topic, b"open", partition=0)
+    assert dead.flush(10) == 0
+    assert cluster.end_offsets([topic]) == {(topic, 0): 0, (topic, 1): 0}
+    assert cluster.end_offsets([topic], stable=False) == {(topic, 0): 1, (topic, 1): 0}
+    assert values(cluster, topic) == []
+
+    one = writer(cluster, f"{topic}.w")
+    one.write([OutRecord(topic, b"after", partition=0)])
+    settled(cluster, topic)
+    with pytest.raises(KafkaException):
+        dead.commit_transaction(10)
+    assert cluster.end_offsets([topic])[topic, 0] > 2, "the open record and its end take offsets"
+    assert values(cluster, topic) == [b"after"]
+
+
+def test_keys_choose_partitions_as_in_java(cluster, topic):
+    # From Kafka's own test of murmur2: -973932308, -790332482, 479470107; made positive, modulo 2.
+    one = writer(cluster, f"{topic}.w")
+    one.write([OutRecord(topic, None, key) for key in (b"21", b"foobar", b"abc")])
+    settled(cluster, topic)
+    where = {record.key(): record.partition() for record in cluster.read_all([topic])}
+    assert where == {b"21": 0, b"foobar": 0, b"abc": 1}
+
+
+def test_reading_all_ends_where_the_log_ended_and_begins_where_told(cluster, topic):
+    one = writer(cluster, f"{topic}.w")
+    one.write([OutRecord(topic, b"%d" % n, partition=n % 2) for n in range(8)])
+    settled(cluster, topic)
+    reading = iter(cluster.read_all([topic], {(topic, 1): 3}))
+    found = [next(reading)]
+    one.write([OutRecord(topic, b"later", partition=p) for p in (0, 1)])
+    settled(cluster, topic)
+    found += reading
+    assert sorted(record.value() for record in found) == [b"0", b"2", b"4", b"6", b"7"]
+
+
 def test_a_writer_that_was_not_started_refuses(cluster, topic):
     with pytest.raises(Aborted, match="must be started"):
         cluster.transactions(f"{topic}.w").write([OutRecord(topic, b"1")])
@@ -188,6 +229,37 @@ def test_first_positions_are_written_once(cluster, topic):
     cluster.write_first_positions(f"{topic}.g", [topic])
     assert {p: c.offset for p, c in cluster.committed(f"{topic}.g", [topic]).items()} == {(topic, 0): 1, (topic, 1): 0}
     reader.close()
+
+
+def test_a_group_without_a_position_never_guesses(cluster, topic):
+    assert cluster.committed(f"{topic}.g", [topic]) == {}
+    reader = cluster.group_reader(f"{topic}.g", [topic], Listener())
+    with pytest.raises(OutOfRange):
+        read_until(reader, 1)
+    reader.close()
+
+
+def test_how_much_of_a_group_is_held_and_what_it_keeps_beside(cluster, topic):
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    assert cluster.assigned_partitions(f"{topic}.g") == 0
+    listener = Listener()
+    reader = cluster.group_reader(f"{topic}.g", [topic], listener)
+    assert reader.rewind() == {}, "it holds nothing yet"
+    writer(cluster, f"{topic}.in").write([OutRecord(topic, b"0", partition=0)])
+    read_until(reader, 1, lambda: len(listener.held) == PARTITIONS)
+    assert cluster.assigned_partitions(f"{topic}.g") == PARTITIONS
+    kept = Commit(1, "k" * 4_000)
+    writer(cluster, f"{topic}.w").write([], {(topic, 0): kept}, reader)
+    reader.close()
+    assert cluster.assigned_partitions(f"{topic}.g") == 0
+    after = Listener()
+    again = cluster.group_reader(f"{topic}.g", [topic], after)
+    for _ in range(300):
+        again.poll(10, 0.1)
+        if len(after.held) == PARTITIONS:
+            break
+    assert after.held == {(topic, 0): kept, (topic, 1): Commit(0)}
+    again.close()
 
 
 def test_large_media_travel(cluster, topic):

@@ -147,7 +147,7 @@ def test_kafkas_own_last_words_are_told(tmp_path: Path) -> None:
 
 def test_its_limits_promise_a_quick_take_over(broker: Broker) -> None:
     limits = group_limits(broker.bootstrap)
-    assert take_over_s(limits) == pytest.approx(3.3)
+    assert take_over_s(limits) == pytest.approx(6.5)
 
 
 def tidegate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -353,7 +353,7 @@ class Watched:
         self._stage = stage
         self._given = given
         self.topics = stage.topics
-        self.revoked, self.process, self.tick = stage.revoked, stage.process, stage.tick
+        self.revoked, self.process, self.tick, self.close = stage.revoked, stage.process, stage.tick, stage.close
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         self._stage.assigned(partitions)

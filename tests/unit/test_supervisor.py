@@ -26,7 +26,7 @@ def now(monkeypatch):
 
 
 @pytest.fixture
-def supervise(tmp_path):
+def supervise(tmp_path, monkeypatch):  # What a test patches holds until the end of `stop`.
     """`supervise(spec, ...)`: a supervisor that is stopped at the end, and leaves no child."""
     (tmp_path / "tidegate.py").write_text(TIDEGATE)
     made: list[Supervisor] = []

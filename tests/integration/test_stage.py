@@ -1,0 +1,304 @@
+"""One stage on a real Kafka: whatever fails at whatever moment, each record is answered once, in order."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from pipelines.errors import BrokerError
+from pipelines.runtime.stage import NOTHING, StageLimits, StageRunner, Step, offsets_after
+from pipelines.transport.base import Aborted, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
+from pipelines.transport.kafka import KafkaCluster
+from schemas.topics import Tier, TopicSpec
+
+PARTITIONS = 4
+RECORDS = 400
+HOUR_MS = 3_600_000
+QUICK = StageLimits(batch_records=20, pending_records=20, retry_first_s=0.01, retry_most_s=0.05)
+"""Many small transactions: a fault falls between them."""
+PATIENT = StageLimits(commit_interval_ms=HOUR_MS)
+"""Nothing is written unless something else than the clock wants it."""
+WAIT_S = 60
+
+
+class Echo:
+    """Answers each record with its own value, in the partition that it came from. Notes what it is told."""
+
+    def __init__(self, source: str, destination: str) -> None:
+        self.topics = [source]
+        self.destination = destination
+        self.held: dict[Partition, Commit] = {}
+        self.seen: list[bytes] = []
+        self.closed = False
+        self.moved = threading.Condition()
+
+    def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
+        with self.moved:
+            self.held.update(partitions)
+            self.moved.notify_all()
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        with self.moved:
+            for partition in partitions:
+                del self.held[partition]
+            self.moved.notify_all()
+
+    def process(self, records: Sequence[Record], now_us: int) -> Step:
+        assert {(record.topic(), record.partition()) for record in records} <= self.held.keys()
+        with self.moved:
+            self.seen += [record.value() or b"" for record in records]
+            self.moved.notify_all()
+        out = [OutRecord(self.destination, record.value(), partition=record.partition()) for record in records]
+        return Step(out, offsets_after(records))
+
+    def tick(self, now_us: int) -> Step:
+        return NOTHING
+
+    def close(self) -> None:
+        self.closed = True
+
+    def wait(self, reached: Callable[[], bool]) -> None:
+        with self.moved:
+            assert self.moved.wait_for(reached, WAIT_S)
+
+
+class Faulty(KafkaCluster):
+    """Its writers and readers do at their n-th call what the test says, instead of or after what they should."""
+
+    writes: Mapping[int, Callable[[Callable[[], None]], None]] = {}
+    polls: Mapping[int, Exception] = {}
+    left = 0
+    """Faults that came."""
+
+    def transactions(self, transactional_id: str, *given: Any) -> Any:
+        writer = super().transactions(transactional_id, *given)
+        write, calls = writer.write, [0]
+
+        def counted(*arguments: Any) -> None:
+            calls[0] += 1
+            if calls[0] not in self.writes:
+                return write(*arguments)
+            self.left += 1
+            try:
+                return self.writes[calls[0]](lambda: write(*arguments))
+            except Aborted:
+                writer.close()  # As after any refusal: only `start` makes it able to write again.
+                raise
+
+        writer.write = counted  # type: ignore[method-assign]
+        return writer
+
+    def group_reader(self, group: str, *given: Any) -> Any:
+        reader = super().group_reader(group, *given)
+        poll, faults = reader.poll, self.polls
+        self.polls = {}  # The first reader's only.
+        calls = [0]
+
+        def counted(*arguments: Any) -> list[Record]:
+            calls[0] += 1
+            if calls[0] in faults:
+                self.left += 1
+                raise faults[calls[0]]
+            return poll(*arguments)
+
+        reader.poll = counted  # type: ignore[method-assign]
+        return reader
+
+
+@pytest.fixture
+def cluster(broker, site) -> Iterator[Faulty]:
+    with closing(Faulty("kafka.edge", broker.bootstrap)) as one:
+        one.create_topics([TopicSpec(f"{site}.{name}", Tier.EDGE) for name in ("in", "out")], PARTITIONS, HOUR_MS)
+        one.write_first_positions(site, [f"{site}.in"])
+        yield one
+
+
+@pytest.fixture
+def send(cluster, site) -> Iterator[Callable[[int, int], None]]:
+    with closing(KafkaCluster.transactions(cluster, f"in.{site}")) as writer:
+        writer.start()
+        yield lambda first, count: writer.write(
+            [OutRecord(f"{site}.in", b"%05d" % n, partition=n % PARTITIONS) for n in range(first, first + count)]
+        )
+
+
+@contextmanager
+def running(
+    cluster: KafkaCluster, site: str, number: int = 0, limits: StageLimits = QUICK
+) -> Iterator[tuple[Echo, "Future[None]"]]:
+    """A runner until the end of the block. What it raises is in the future."""
+    stage, stop = Echo(f"{site}.in", f"{site}.out"), threading.Event()
+    runner = StageRunner(
+        stage, cluster, group=site, transactional_id=f"stage.{site}.{number}", stop=stop, limits=limits
+    )
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(runner.run)
+        try:
+            yield stage, done
+        finally:
+            stop.set()
+            done.exception(WAIT_S)
+
+
+def answers(cluster: KafkaCluster, site: str, expected: int) -> list[list[bytes]]:
+    """What lies in each output partition, as soon as there are so many records."""
+    found: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
+    with closing(cluster.reader({(f"{site}.out", number): 0 for number in range(PARTITIONS)})) as reader:
+        for _ in range(int(WAIT_S / 0.1)):
+            for record in reader.poll(1000, 0.1):
+                found[record.partition()].append(record.value() or b"")
+            if sum(map(len, found)) >= expected:
+                return found
+    raise AssertionError(f"{sum(map(len, found))} of {expected} came")
+
+
+def each_once(count: int) -> list[list[bytes]]:
+    return [[b"%05d" % n for n in range(first, count, PARTITIONS)] for first in range(PARTITIONS)]
+
+
+def refuse(write: Callable[[], None]) -> None:
+    raise Aborted("refused by the test")
+
+
+def lose_the_answer(write: Callable[[], None]) -> None:
+    write()
+    raise Aborted("written, and nobody knows")
+
+
+def refuse_as_broker(write: Callable[[], None]) -> None:
+    raise BrokerError("refused by the test")
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {2: refuse, 3: refuse, 6: refuse},
+        {1: lose_the_answer, 4: lose_the_answer, 5: lose_the_answer},
+        {2: refuse_as_broker, 3: lose_the_answer, 4: refuse},
+    ],
+    ids=["rolled back", "unknown end", "mixed"],
+)
+def test_each_record_is_answered_once_whatever_a_write_says(cluster, site, send, faults):
+    send(0, RECORDS)
+    cluster.writes = faults
+    with running(cluster, site) as (_, done):
+        answers(cluster, site, RECORDS)
+    done.result()
+    assert cluster.left == len(faults)
+    assert answers(cluster, site, RECORDS) == each_once(RECORDS)
+    committed = cluster.committed(site, [f"{site}.in"])
+    ends = cluster.end_offsets([f"{site}.in"])
+    with running(cluster, site) as (stage, done):
+        stage.wait(lambda: len(stage.held) == PARTITIONS)
+        assert stage.held == committed
+        send(RECORDS, PARTITIONS)
+        answers(cluster, site, RECORDS + PARTITIONS)
+    assert [value for value in stage.seen if int(value) < RECORDS] == [], "a second life does nothing again"
+    assert all(commit.offset <= ends[partition] for partition, commit in committed.items())
+
+
+def test_being_fenced_costs_nothing_but_time(cluster, site, send):
+    def fence(write: Callable[[], None]) -> None:
+        with closing(KafkaCluster.transactions(cluster, f"stage.{site}.0")) as other:
+            other.start()
+        write()
+
+    send(0, RECORDS)
+    cluster.writes = {2: fence, 5: fence}
+    with running(cluster, site) as (_, done):
+        answers(cluster, site, RECORDS)
+    done.result()
+    assert cluster.left == 2
+    assert answers(cluster, site, RECORDS) == each_once(RECORDS)
+
+
+def test_a_reader_that_lost_its_cluster_is_replaced(cluster, site, send):
+    send(0, RECORDS)
+    cluster.polls = {60: Disconnected("gone, says the test")}
+    with running(cluster, site) as (stage, done):
+        first = stage
+        answers(cluster, site, RECORDS)
+        stage.wait(lambda: cluster.left == 1 and len(first.held) == PARTITIONS)
+        send(RECORDS, PARTITIONS)
+        answers(cluster, site, RECORDS + PARTITIONS)
+    done.result()
+    assert answers(cluster, site, RECORDS + PARTITIONS) == each_once(RECORDS + PARTITIONS)
+
+
+def test_what_is_pending_is_written_before_partitions_go(cluster, site, send):
+    send(0, RECORDS)
+    with running(cluster, site, 0, PATIENT) as (first, done):
+        first.wait(lambda: len(first.seen) == RECORDS)
+        assert list(cluster.read_all([f"{site}.out"])) == []
+        with running(cluster, site, 1, PATIENT) as (second, done_too):
+            second.wait(lambda: len(second.held) == PARTITIONS // 2)
+            assert answers(cluster, site, RECORDS) == each_once(RECORDS)
+            send(RECORDS, PARTITIONS)
+            second.wait(lambda: len(second.seen) == PARTITIONS // 2)
+            assert [value for value in second.seen if int(value) < RECORDS] == []
+            first.wait(lambda: len(first.seen) == RECORDS + PARTITIONS // 2)
+            assert not first.held.keys() & second.held.keys()
+    # Neither clock nor limit asked for it: what was pending is written at the end.
+    assert answers(cluster, site, RECORDS + PARTITIONS) == each_once(RECORDS + PARTITIONS)
+    for one in (done, done_too):
+        one.result()
+    assert first.closed
+    assert second.closed
+
+
+def test_a_refused_write_at_a_revoke_is_done_again_by_who_holds_the_partition_next(cluster, site, send):
+    send(0, RECORDS)
+    cluster.writes = {1: refuse}
+    with running(cluster, site, 0, PATIENT) as (first, done):
+        first.wait(lambda: len(first.seen) == RECORDS)
+        calm = KafkaCluster("kafka.edge", cluster.bootstrap)
+        with closing(calm), running(calm, site, 1) as (second, done_too):
+            second.wait(lambda: len(second.seen) >= RECORDS // 2)
+            first.wait(lambda: len(first.seen) >= RECORDS + RECORDS // 2)
+    for one in (done, done_too):
+        one.result()
+    assert cluster.left == 1
+    assert answers(cluster, site, RECORDS) == each_once(RECORDS)
+
+
+def test_two_runners_share_while_records_flow(cluster, site, send):
+    send(0, RECORDS)
+    with running(cluster, site, 0) as (first, done):
+        first.wait(lambda: len(first.seen) > 0)
+        with running(cluster, site, 1) as (second, done_too):
+            send(RECORDS, RECORDS)
+            second.wait(lambda: len(second.held) > 0)
+            send(2 * RECORDS, RECORDS)
+            second.wait(lambda: len(second.seen) > 0)
+        send(3 * RECORDS, RECORDS)
+        answers(cluster, site, 4 * RECORDS)
+    for one in (done, done_too):
+        one.result()
+    assert answers(cluster, site, 4 * RECORDS) == each_once(4 * RECORDS)
+
+
+def test_records_that_retention_removed_unread_end_the_stage(cluster, site, send):
+    send(0, RECORDS)
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    for future in admin.delete_records([TopicPartition(f"{site}.in", 1, 3)]).values():
+        future.result()
+    with running(cluster, site) as (stage, done), pytest.raises(OutOfRange):
+        done.result(WAIT_S)
+    assert stage.closed
+    assert cluster.committed(site, [f"{site}.in"])[f"{site}.in", 1] == Commit(0), "no record was passed over"
+
+
+def test_what_lasts_is_raised_after_the_stated_tries(cluster, site, send):
+    send(0, RECORDS)
+    cluster.writes = dict.fromkeys(range(1, 100), refuse)
+    limits = StageLimits(commit_interval_ms=0, retry_first_s=0.001, retry_most_s=0.001, retries=3)
+    with running(cluster, site, 0, limits) as (stage, done), pytest.raises(Aborted, match="refused by the test"):
+        done.result(WAIT_S)
+    assert cluster.left == limits.retries + 1
+    assert stage.closed
+    assert list(cluster.read_all([f"{site}.out"])) == []
