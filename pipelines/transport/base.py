@@ -204,7 +204,7 @@ class Cluster(Protocol):
         ...
 
     def read_all(self, topics: Sequence[str], starts: Mapping[Partition, int] | None = None) -> Iterable[Record]:
-        """Every committed record from `starts` (else the log start) to the ends as they are at the call."""
+        """Every record from `starts` (else the log start) to the ends at the call; all committed before is included."""
         ...
 
     def create_topics(self, specs: Sequence[TopicSpec], partitions: int, retention_ms: int) -> list[str]:

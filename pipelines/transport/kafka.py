@@ -30,6 +30,9 @@ REQUEST_TIMEOUT_S = 10.0
 LOOK_AGAIN_S = 0.05
 """Between two looks at what Kafka gives no event for: a new topic's leader, a coordinator that still loads."""
 
+DECIDED_S = 8.0
+"""Longest wait of `read_all` for open transactions: those of a dead worker end within 6.5 s."""
+
 _NOT_YET = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -152,8 +155,12 @@ class KafkaCluster:
         return sum(len(member.assignment.topic_partitions) for member in members if member.assignment)
 
     def read_all(self, topics: Sequence[str], starts: Mapping[Partition, int] | None = None) -> Iterator[Record]:
-        """Every committed record from `starts` (else the log start) to the ends as they are at the call."""
-        ends = self.end_offsets(topics)
+        """Every committed record from `starts` (else the log start) to the ends as they are at the call.
+
+        What is still open then is waited for, `DECIDED_S` at the most: a commit returns before all its markers are
+        written, and who reads after it expects to see it.
+        """
+        ends = self._decided_ends(topics)
         begins = {**self.start_offsets(topics), **(starts or {})}
         wanted = {partition: begins[partition] for partition, end in ends.items() if begins[partition] < end}
         if not wanted:
@@ -163,6 +170,15 @@ class KafkaCluster:
             yield from reader.until(ends)
         finally:
             reader.close()
+
+    def _decided_ends(self, topics: Sequence[str]) -> dict[Partition, int]:
+        marks = self.end_offsets(topics, stable=False)
+        until_s = time.monotonic() + DECIDED_S
+        while True:
+            ends = self.end_offsets(topics)
+            if all(ends[partition] >= mark for partition, mark in marks.items()) or time.monotonic() > until_s:
+                return ends
+            self._admin.poll(LOOK_AGAIN_S)
 
     def create_topics(self, specs: Sequence[TopicSpec], partitions: int, retention_ms: int) -> list[str]:
         """Create those that are missing; the names of the created. Raises `BrokerError` where one cannot be."""

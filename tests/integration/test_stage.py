@@ -71,7 +71,8 @@ class Faulty(KafkaCluster):
     """Its writers and readers do at their n-th call what the test says, instead of or after what they should."""
 
     writes: Mapping[int, Callable[[Callable[[], None]], None]] = {}
-    polls: Mapping[int, Exception] = {}
+    lost_at_poll = 0
+    """Of the first reader: from then on it gives nothing any more."""
     left = 0
     """Faults that came."""
 
@@ -95,16 +96,16 @@ class Faulty(KafkaCluster):
 
     def group_reader(self, group: str, *given: Any) -> Any:
         reader = super().group_reader(group, *given)
-        poll, faults = reader.poll, self.polls
-        self.polls = {}  # The first reader's only.
-        calls = [0]
+        poll, last, calls = reader.poll, self.lost_at_poll, [0]
+        self.lost_at_poll = 0
 
         def counted(*arguments: Any) -> list[Record]:
             calls[0] += 1
-            if calls[0] in faults:
+            if calls[0] == last:
                 self.left += 1
-                raise faults[calls[0]]
-            return poll(*arguments)
+                raise Disconnected("gone, says the test")
+            records = poll(*arguments)
+            return [] if 0 < last < calls[0] else records
 
         reader.poll = counted  # type: ignore[method-assign]
         return reader
@@ -219,14 +220,13 @@ def test_being_fenced_costs_nothing_but_time(cluster, site, send):
 
 def test_a_reader_that_lost_its_cluster_is_replaced(cluster, site, send):
     send(0, RECORDS)
-    cluster.polls = {60: Disconnected("gone, says the test")}
-    with running(cluster, site) as (stage, done):
-        first = stage
+    cluster.lost_at_poll = 12
+    with running(cluster, site) as (_, done):
         answers(cluster, site, RECORDS)
-        stage.wait(lambda: cluster.left == 1 and len(first.held) == PARTITIONS)
         send(RECORDS, PARTITIONS)
         answers(cluster, site, RECORDS + PARTITIONS)
     done.result()
+    assert cluster.left == 1
     assert answers(cluster, site, RECORDS + PARTITIONS) == each_once(RECORDS + PARTITIONS)
 
 
@@ -287,7 +287,8 @@ def test_records_that_retention_removed_unread_end_the_stage(cluster, site, send
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap})
     for future in admin.delete_records([TopicPartition(f"{site}.in", 1, 3)]).values():
         future.result()
-    with running(cluster, site) as (stage, done), pytest.raises(OutOfRange):
+    hopeful = StageLimits(retry_first_s=HOUR_MS, retry_most_s=HOUR_MS)
+    with running(cluster, site, 0, hopeful) as (stage, done), pytest.raises(OutOfRange):
         done.result(WAIT_S)
     assert stage.closed
     assert cluster.committed(site, [f"{site}.in"])[f"{site}.in", 1] == Commit(0), "no record was passed over"
