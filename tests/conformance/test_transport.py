@@ -202,7 +202,7 @@ def test_a_position_that_retention_overtook_is_an_error(cluster, topic, broker):
     writer(cluster, f"{topic}.in").write([OutRecord(topic, b"%d" % n, partition=0) for n in range(4)])
     cluster.write_first_positions(f"{topic}.g", [topic])
     settled(cluster, topic)
-    admin = AdminClient({"bootstrap.servers": broker.bootstrap})
+    admin = AdminClient({"bootstrap.servers": broker.bootstrap, "log_level": 2})
     for future in admin.delete_records([TopicPartition(topic, 0, 2)]).values():
         future.result()
     assert cluster.start_offsets([topic])[topic, 0] == 2

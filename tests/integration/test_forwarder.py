@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from schemas import wire
 from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key
 from schemas.topics import Tier, TopicSpec
 
+ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 2
 LANES = ("high", "low")
 HOUR_MS = 3_600_000
@@ -313,7 +315,9 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(link, tmp_path):
         addresses = [link.source.bootstrap, link.destination.bootstrap]
         with (tmp_path / "log").open("ab") as log:
             arguments = [*addresses, link.site, f"life-{len(children)}"]
-            children.append(subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stdout=log, stderr=log))
+            children.append(
+                subprocess.Popen([sys.executable, "-c", CHILD, *arguments], cwd=ROOT, stdout=log, stderr=log)
+            )
 
     total = len(values) * len(LANES)
     next_life()
@@ -367,12 +371,12 @@ def test_a_transaction_that_was_given_up_does_not_end_its_owner(link):
 
 def test_a_fenced_forwarder_reads_who_owns_before_it_fences_back(link):
     """Somebody took over while a transaction of ours was on its way: not even `start` may come after that."""
+    other = KafkaCluster.transactions(link.destination, f"forward.{link.site}")
+    owner = wire.encode(Owner("second", 1))
 
     def take_over(write: Callable[[], None]) -> None:
-        with closing(KafkaCluster.transactions(link.destination, f"forward.{link.site}")) as other:
-            other.start()
-            owner = wire.encode(Owner("second", 1))
-            other.write([OutRecord(link.positions_topic, owner, OWNER_KEY, 0)])
+        other.start()
+        other.write([OutRecord(link.positions_topic, owner, OWNER_KEY, 0)])
         write()
 
     link.send(0, numbered(0, 20))
@@ -381,6 +385,8 @@ def test_a_fenced_forwarder_reads_who_owns_before_it_fences_back(link):
         done.result(WAIT_S)
     assert link.stored()[1] == ["first", "second"]
     assert list(link.destination.read_all(link.tos)) == []
+    other.write([OutRecord(link.tos[0], b"the second goes on", partition=0)])
+    other.close()
 
 
 def test_without_a_position_nothing_is_guessed(bare_link):
@@ -396,7 +402,7 @@ def test_without_a_position_nothing_is_guessed(bare_link):
 
 def test_records_that_retention_removed_unread_end_the_forwarder(link):
     link.send(0, numbered(0, 10))
-    admin = AdminClient({"bootstrap.servers": link.source.bootstrap})
+    admin = AdminClient({"bootstrap.servers": link.source.bootstrap, "log_level": 2})
     for future in admin.delete_records([TopicPartition(link.froms[0], 1, 3)]).values():
         future.result()
     hopeful = ForwarderLimits(retry_first_s=HOUR_MS, retry_most_s=HOUR_MS)

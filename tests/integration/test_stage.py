@@ -284,7 +284,7 @@ def test_two_runners_share_while_records_flow(cluster, site, send):
 
 def test_records_that_retention_removed_unread_end_the_stage(cluster, site, send):
     send(0, RECORDS)
-    admin = AdminClient({"bootstrap.servers": cluster.bootstrap})
+    admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 2})
     for future in admin.delete_records([TopicPartition(f"{site}.in", 1, 3)]).values():
         future.result()
     hopeful = StageLimits(retry_first_s=HOUR_MS, retry_most_s=HOUR_MS)

@@ -42,7 +42,7 @@ def positions(cluster: KafkaCluster, topic: str) -> dict[bytes | None, list[Forw
 
 def config(bootstrap: str, topic: str) -> dict[str, str]:
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
     entries = admin.describe_configs([resource])[resource].result()
     return {name: entry.value for name, entry in entries.items()}
 
