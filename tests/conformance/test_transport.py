@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -126,16 +127,23 @@ def test_a_second_holder_of_an_id_fences_the_first(cluster, topic):
     assert values(cluster, topic) == [b"1", b"2"]
 
 
+def holder_of_an_open_transaction(broker, topic: str) -> Producer:
+    """Stands between its record in partition 0 and its commit, where no writer of ours stops."""
+    id_and_address = {"transactional.id": f"{topic}.w", "bootstrap.servers": broker.bootstrap}
+    holder = Producer({**id_and_address, "log_level": 2})
+    holder.init_transactions(10)
+    holder.begin_transaction()
+    holder.produce(topic, b"open", partition=0)
+    assert holder.flush(10) == 0
+    return holder
+
+
 def test_what_a_dead_holder_had_open_is_hidden_and_then_rolled_back(cluster, topic, broker):
-    # A holder that dies between its records and its commit: no writer of ours stops there.
-    dead = Producer({"bootstrap.servers": broker.bootstrap, "transactional.id": f"{topic}.w"})
-    dead.init_transactions(10)
-    dead.begin_transaction()
-    dead.produce(topic, b"open", partition=0)
-    assert dead.flush(10) == 0
+    dead = holder_of_an_open_transaction(broker, topic)
     assert cluster.end_offsets([topic]) == {(topic, 0): 0, (topic, 1): 0}
     assert cluster.end_offsets([topic], stable=False) == {(topic, 0): 1, (topic, 1): 0}
-    assert values(cluster, topic) == []
+    with closing(cluster.reader({(topic, 0): 0})) as reader:
+        assert reader.poll(10, 1.0) == []
 
     one = writer(cluster, f"{topic}.w")
     one.write([OutRecord(topic, b"after", partition=0)])
@@ -144,6 +152,22 @@ def test_what_a_dead_holder_had_open_is_hidden_and_then_rolled_back(cluster, top
         dead.commit_transaction(10)
     assert cluster.end_offsets([topic])[topic, 0] > 2, "the open record and its end take offsets"
     assert values(cluster, topic) == [b"after"]
+
+
+def test_reading_all_waits_for_what_is_being_committed(cluster, topic, broker, monkeypatch):
+    holder = holder_of_an_open_transaction(broker, topic)
+    look, looks = cluster.end_offsets, []
+
+    def commit_after_the_first(topics, *, stable=True):
+        ends = look(topics, stable=stable)
+        if stable and not looks:
+            looks.append(ends)
+            holder.commit_transaction(10)
+        return ends
+
+    monkeypatch.setattr(cluster, "end_offsets", commit_after_the_first)
+    assert values(cluster, topic) == [b"open"]
+    assert looks == [{(topic, 0): 0, (topic, 1): 0}]
 
 
 def test_keys_choose_partitions_as_in_java(cluster, topic):
@@ -155,16 +179,22 @@ def test_keys_choose_partitions_as_in_java(cluster, topic):
     assert where == {b"21": 0, b"foobar": 0, b"abc": 1}
 
 
-def test_reading_all_ends_where_the_log_ended_and_begins_where_told(cluster, topic):
+def test_reading_all_ends_where_the_log_ended_and_begins_where_told(cluster, topic, monkeypatch):
     one = writer(cluster, f"{topic}.w")
     one.write([OutRecord(topic, b"%d" % n, partition=n % 2) for n in range(8)])
     settled(cluster, topic)
-    reading = iter(cluster.read_all([topic], {(topic, 1): 3}))
-    found = [next(reading)]
+    ends = cluster.end_offsets([topic])
     one.write([OutRecord(topic, b"later", partition=p) for p in (0, 1)])
     settled(cluster, topic)
-    found += reading
-    assert sorted(record.value() for record in found) == [b"0", b"2", b"4", b"6", b"7"]
+    # As if these came between the look at the ends and the reading.
+    monkeypatch.setattr(cluster, "end_offsets", lambda topics, **_: ends)
+    assert sorted(record.value() for record in cluster.read_all([topic], {(topic, 1): 3})) == [
+        b"0",
+        b"2",
+        b"4",
+        b"6",
+        b"7",
+    ]
 
 
 def test_a_writer_that_was_not_started_refuses(cluster, topic):
