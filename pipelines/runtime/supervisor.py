@@ -52,11 +52,13 @@ class WorkerSpec(msgspec.Struct, frozen=True):
     """Exit 0 means done."""
     held: bool = False
     """Not started before `release`."""
+    label: str = ""
+    """Tells it from the workers of another supervisor in the same groups."""
 
     @property
     def name(self) -> str:
-        """Such as `edge-0`."""
-        return f"{self.kind}-{self.number}"
+        """Such as `edge-0`, or `edge-label-0`."""
+        return "-".join(filter(None, (self.kind, self.label, str(self.number))))
 
 
 class _Child:
@@ -70,6 +72,7 @@ class _Child:
         self.unhealthy = 0
         self.due_s: float | None = 0.0
         self.ending = False
+        self.removed = False
         self.done = False
 
 
@@ -97,6 +100,22 @@ class Supervisor:
         except queue.Empty:
             return
         self._ended(self._children[name], code)
+        self._forget_removed()
+
+    def add(self, spec: WorkerSpec) -> None:
+        """One more worker, started at the next turn. Its name must be new."""
+        self._children[spec.name] = _Child(spec)
+
+    def remove(self, name: str) -> None:
+        """SIGTERM to one worker; when it has ended, within `GRACE_S`, it is forgotten."""
+        child = self._children[name]
+        child.removed = True
+        self._end(child)
+        self._forget_removed()
+
+    def _forget_removed(self) -> None:
+        for name in [name for name, child in self._children.items() if child.removed and child.done]:
+            del self._children[name]
 
     def release(self, kind: str) -> None:
         """Start the held workers of `kind` at the next turn."""
@@ -135,11 +154,14 @@ class Supervisor:
         """SIGTERM to the workers of `kind`; they count as done when they have ended, and are not started again."""
         for child in self._children.values():
             if child.spec.kind == kind and not child.done:
-                child.ending = True
-                if child.process is not None:
-                    child.process.send_signal(signal.SIGTERM)
-                else:
-                    child.done, child.due_s = True, None
+                self._end(child)
+
+    def _end(self, child: _Child) -> None:
+        child.ending = True
+        if child.process is not None:
+            child.process.send_signal(signal.SIGTERM)
+        else:
+            child.done, child.due_s = True, None
 
     def stop(self) -> None:
         """SIGTERM to all, `GRACE_S` to end, then SIGKILL."""
