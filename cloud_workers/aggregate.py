@@ -24,7 +24,9 @@ import structlog
 
 from pipelines.core.windows import MAX_WINDOWS, WindowBook
 from pipelines.errors import ConfigError, ForeignRecord, TransportError
+from pipelines.observe.metrics import FOREIGN_RECORDS, WINDOWS
 from pipelines.runtime.dead_letters import dead_letter
+from pipelines.runtime.let_go import LetGo
 from pipelines.runtime.stage import NOTHING, StageLimits, Step
 from pipelines.transport.base import Cluster, Commit, OutRecord, Partition, Record
 from schemas import wire
@@ -98,6 +100,8 @@ class AggregateStage:
         self._size_us, self._lateness_us, self._max_windows = size_us, lateness_us, max_windows
         self._held: dict[Partition, _Held] = {}
         self._changed_since_us: int | None = None
+        self._let_go = LetGo(log)
+        self._foreign = 0
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Restore the windows of these partitions. Raises `TransportError`, `ConfigError` (see `WindowBook`)."""
@@ -133,10 +137,12 @@ class AggregateStage:
 
     def close(self) -> None:
         """Nothing is held but memory; what was counted is logged."""
+        self._let_go.tell()
         log.info("counts", **self.counts)
 
     def tick(self, now_us: int) -> Step:
         """Emit what has waited for `FLUSH_US`."""
+        self._let_go.report(now_us)
         since_us = self._changed_since_us
         if since_us is None or 0 <= now_us - since_us < FLUSH_US:
             return NOTHING
@@ -155,6 +161,8 @@ class AggregateStage:
                     results += batch.results
                     continue
             self.counts[reason] += 1
+            self._foreign += 1
+            self._let_go.note(reason, record)
             held.dead_letters.append(dead_letter(CLOUD_DEAD_LETTERS, record, reason))
         return results
 
@@ -170,6 +178,7 @@ class AggregateStage:
     def _emit(self) -> Step:
         records: list[OutRecord] = []
         offsets: dict[Partition, Commit] = {}
+        revisions = 0
         for partition, held in self._held.items():
             if not held.changed:
                 continue
@@ -182,11 +191,14 @@ class AggregateStage:
             offsets[partition] = held.commit
             held.changed, held.dead_letters = False, []
             self.counts["windows"] += len(windows)
+            revisions += len(windows)
             if held.book.evicted_open and not evicted_open:
                 log.warning("evicted_open_windows", partition=partition, remedy="shorten `windows.lateness`")
             self.counts["evicted_open"] += held.book.evicted_open - evicted_open
         self._changed_since_us = None
-        return Step(records, offsets)
+        tally: dict[tuple[str, ...], float] = {(WINDOWS,): revisions, (FOREIGN_RECORDS,): self._foreign}
+        self._foreign = 0
+        return Step(records, offsets, tally)
 
     def _check_unwritten(self, partitions: Sequence[Partition]) -> None:
         """Raise `ConfigError` where windows were written for partitions whose commits name none."""

@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
-from pipelines.config import Pipeline, clusters, load
+from pipelines.config import Pipeline, load
+from pipelines.config.clusters import cluster
+from pipelines.observe.serve import instrumented
 from pipelines.runtime.process import begin_worker, instance_name
 from pipelines.transport.kafka import KafkaCluster
+from schemas.topics import Tier
 
 File = Annotated[Path, typer.Argument(help="The pipeline file.")]
 Instance = Annotated[
@@ -16,6 +19,8 @@ Instance = Annotated[
 Check = Annotated[bool, typer.Option("--check", hidden=True, help="Check this worker's part, and start nothing.")]
 ItemShape = Annotated[str, typer.Option(hidden=True, help="With --check: the shape of an item, such as 28,28.")]
 DEFAULT_FILE = Path("pipeline.yaml")
+ALL_SITES = ""
+"""The `site` of metrics of workers that serve several."""
 
 cloud, aggregate = typer.Typer(), typer.Typer()
 
@@ -29,7 +34,7 @@ def _cloud(
     from cloud_workers.inference import BATCH_RECORDS, CloudStage
     from pipelines.runtime.build import build_runner, shape_of
     from pipelines.runtime.stage import StageLimits, StageRunner
-    from schemas.topics import CLOUD_GROUP, Tier
+    from schemas.topics import CLOUD_GROUP
 
     pipeline = load(file)
     runner = build_runner(pipeline, Tier.CLOUD)
@@ -38,16 +43,20 @@ def _cloud(
         return
     stop = begin_worker("cloud")
     name = instance_name(instance)
-    StageRunner(
-        CloudStage(
-            pipeline.cloud_sites, runner, CreditBeat(pipeline.cloud_sites, name), partitions=pipeline.partitions
-        ),
-        _cloud_cluster(pipeline),
-        group=CLOUD_GROUP,
-        transactional_id=f"cloud.{name}",
-        stop=stop,
-        limits=StageLimits(commit_interval_ms=pipeline.cloud.commit_interval.ms, batch_records=BATCH_RECORDS),
-    ).run()
+    with instrumented(pipeline, "cloud", ALL_SITES, instance) as instruments:
+        StageRunner(
+            CloudStage(
+                pipeline.cloud_sites, runner, CreditBeat(pipeline.cloud_sites, name), partitions=pipeline.partitions
+            ),
+            _cloud_cluster(pipeline),
+            group=CLOUD_GROUP,
+            transactional_id=f"cloud.{name}",
+            stop=stop,
+            limits=StageLimits(commit_interval_ms=pipeline.cloud.commit_interval.ms, batch_records=BATCH_RECORDS),
+            name=name,
+            notes=True,
+            instruments=instruments,
+        ).run()
 
 
 @aggregate.command()
@@ -59,19 +68,24 @@ def _aggregate(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
 
     pipeline = load(file)
     stop = begin_worker("aggregate")
-    cluster = _cloud_cluster(pipeline)
-    stage = AggregateStage(pipeline.cloud_sites, cluster, pipeline.windows.size.us, pipeline.windows.lateness.us)
-    StageRunner(
-        stage,
-        cluster,
-        group=AGGREGATE_GROUP,
-        transactional_id=f"aggregate.{instance_name(instance)}",
-        stop=stop,
-        limits=LIMITS,
-    ).run()
+    name = instance_name(instance)
+    with instrumented(pipeline, "aggregate", ALL_SITES, instance) as instruments:
+        cluster = _cloud_cluster(pipeline)
+        stage = AggregateStage(pipeline.cloud_sites, cluster, pipeline.windows.size.us, pipeline.windows.lateness.us)
+        StageRunner(
+            stage,
+            cluster,
+            group=AGGREGATE_GROUP,
+            transactional_id=f"aggregate.{name}",
+            stop=stop,
+            limits=LIMITS,
+            name=name,
+            instruments=instruments,
+        ).run()
 
 
 def _cloud_cluster(pipeline: Pipeline) -> KafkaCluster:
-    cluster = clusters(pipeline).cloud
-    cluster.check()
-    return cluster
+    # Not both: a worker that reads one cluster needs no credentials for the other.
+    found = cluster(pipeline, Tier.CLOUD)
+    found.check()
+    return found

@@ -16,8 +16,10 @@ import structlog
 
 from cloud_workers.credit import CreditBeat
 from pipelines.errors import ForeignRecord, UnknownVersion
+from pipelines.observe.metrics import ANSWERED, FOREIGN_RECORDS, MODEL_SECONDS
 from pipelines.runtime.dead_letters import dead_letter
 from pipelines.runtime.inference import Inferred, ModelRunner
+from pipelines.runtime.let_go import FOREIGN, LetGo
 from pipelines.runtime.stage import Step, offsets_after
 from pipelines.transport.base import Commit, OutRecord, Partition, Record
 from schemas import headers, wire
@@ -26,6 +28,8 @@ from schemas.headers import Header, Origin
 from schemas.topics import CLOUD_DEAD_LETTERS, OFFLOADS, SiteTopics
 
 log = structlog.get_logger("tidegate.cloud")
+
+EXPIRED = "expired"
 
 BATCH_RECORDS = 64
 """Records a poll: what the model takes at once. More would make urgent items and heartbeats wait, and gain nothing."""
@@ -51,6 +55,7 @@ class CloudStage:
         self._credit = credit
         self._partitions = partitions
         self._held: set[Partition] = set()
+        self._let_go = LetGo(log)
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Nothing is to be restored: an answer depends on its item alone."""
@@ -62,34 +67,44 @@ class CloudStage:
 
     def close(self) -> None:
         """Nothing is held but memory; what was counted is logged."""
+        self._let_go.tell()
         log.info("counts", **self.counts)
 
     def tick(self, now_us: int) -> Step:
         """The heartbeats that are due."""
+        self._let_go.report(now_us)
         return Step(self._credit.due(now_us)) if self._held else Step()
 
     def process(self, records: Sequence[Record], now_us: int) -> Step:
         """Answer a batch."""
         items: list[_Item] = []
         out: list[OutRecord] = []
+        seen: Counter[str] = Counter()
+        began_s = self._runner.model_s
         # The names sort as the priorities do, and the sort keeps the order within a topic.
         for record in sorted(records, key=_topic):
             found = self._read(record)
             if isinstance(found, str):
-                self.counts[found] += 1
+                seen[found] += 1
+                self._let_go.note(found, record)
                 out.append(dead_letter(CLOUD_DEAD_LETTERS, record, found))
             elif found.header.deadline_us <= now_us:
-                self.counts["expired"] += 1
+                seen[EXPIRED] += 1
             else:
                 items.append(found)
-        return Step([*self._answer(items), *out], offsets_after(records))
+        answers = self._answer(items, seen)
+        self.counts.update(seen)
+        tally: dict[tuple[str, ...], float] = {(ANSWERED, outcome): count for outcome, count in seen.items()}
+        tally[(FOREIGN_RECORDS,)] = tally.pop((ANSWERED, FOREIGN), 0)
+        tally[(MODEL_SECONDS,)] = self._runner.model_s - began_s
+        return Step([*answers, *out], offsets_after(records), tally)
 
     def _read(self, record: Record) -> _Item | str:
         """The item in a record, or the reason why it cannot be answered to anybody."""
         try:
             header = headers.find(record.headers())
         except ForeignRecord:
-            return "foreign"
+            return FOREIGN
         except UnknownVersion:
             return "unknown_version"
         origin = header.extra.origin
@@ -101,7 +116,7 @@ class CloudStage:
             return "unsupported_count"
         return _Item(record, header, origin)
 
-    def _answer(self, items: Sequence[_Item]) -> list[OutRecord]:
+    def _answer(self, items: Sequence[_Item], seen: Counter[str]) -> list[OutRecord]:
         batches: defaultdict[Partition, list[Answer]] = defaultdict(list)
         dead: list[OutRecord] = []
         outcomes = self._runner.answer([(item.header, item.record.value() or b"") for item in items]) if items else []
@@ -114,8 +129,9 @@ class CloudStage:
             else:
                 kind = AnswerKind.DEAD_LETTERED
                 answer = Answer(*identity, kind, model=self._runner.name, reason=outcome.reason)
+                self._let_go.note(outcome.reason, item.record, identity[:3])
                 dead.append(dead_letter(CLOUD_DEAD_LETTERS, item.record, outcome.reason))
-            self.counts[kind] += 1
+            seen[kind] += 1
             batches[header.extra.site, origin.partition].append(answer)
         return [*(_batch(site, number, answers) for (site, number), answers in batches.items()), *dead]
 

@@ -12,16 +12,27 @@ from edge_workers.sources.base import Source, check_rate, open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.pipeline import Pipeline
 from pipelines.errors import SourceError, UndecodableItem
+from pipelines.observe.instruments import Instruments
 from pipelines.transport.base import Cluster
 
 SAMPLES_MOST = 20
 """Frames tried for one that can be read. Single unreadable files are no reason to refuse a source."""
 
 
-def build_producer(pipeline: Pipeline, cluster: Cluster, stop: threading.Event) -> Producer:
+def build_producer(
+    pipeline: Pipeline, cluster: Cluster, stop: threading.Event, instruments: Instruments | None = None
+) -> Producer:
     """The producer of a pipeline. Raises `SourceError`, `ConfigError`."""
     settings = CaptureSettings(rate=pipeline.source.rate, deadline_us=pipeline.deadline.us, priority=pipeline.priority)
-    return Producer(cluster, pipeline.topics, _source(pipeline), _preprocess(pipeline), settings, stop=stop)
+    return Producer(
+        cluster,
+        pipeline.topics,
+        _source(pipeline),
+        _preprocess(pipeline),
+        settings,
+        stop=stop,
+        instruments=instruments,
+    )
 
 
 def describe_items(pipeline: Pipeline) -> dict[str, Any]:

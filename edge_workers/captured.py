@@ -1,5 +1,6 @@
 """What one transaction of a producer writes: items, marks and bytes of frames that cannot travel, positions."""
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import groupby
 
@@ -26,8 +27,8 @@ class Captured:
         self._records: list[OutRecord] = []
         self._marks = MarkBook()
         self._first_refused = ""
-        self.refused = 0
-        """Frames that became no item record."""
+        self.reasons: Counter[str] = Counter()
+        """Of frames that became no item record."""
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -43,7 +44,7 @@ class Captured:
         self._marks.add(header.stream, header.epoch, header.first_seq, 1, Outcome.DEAD_LETTERED, refused.reason)
         kept = [*headers.pair("application/octet-stream", header), (REASON, refused.reason), (FROM, origin)]
         self._append(OutRecord(self._topics.dead_letters, refused.content, key, headers=kept))
-        self.refused += 1
+        self.reasons[refused.reason] += 1
         self._first_refused = self._first_refused or f"{origin}: {refused.why}"
 
     def _append(self, record: OutRecord) -> None:
@@ -52,8 +53,8 @@ class Captured:
 
     def records(self, positions: Mapping[str, StreamPosition]) -> list[OutRecord]:
         """All to be written, with the positions behind it."""
-        if self.refused:
-            log.warning("frames_refused", count=self.refused, first=self._first_refused)
+        if self.reasons:
+            log.warning("frames_refused", count=self.reasons.total(), first=self._first_refused)
         marks = [
             OutRecord(
                 self._topics.ledger,

@@ -4,14 +4,19 @@ Imports stand inside the commands: a producer needs no model, a settler neither 
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.config import Pipeline, clusters, load
+from pipelines.config.clusters import cluster
+from pipelines.observe import metrics
+from pipelines.observe.serve import instrumented
 from pipelines.runtime.process import begin_worker, instance_name, life_name
 from pipelines.transport.kafka import KafkaCluster
+from schemas.topics import Tier
 
 File = Annotated[Path, typer.Argument(help="The pipeline file.")]
 Instance = Annotated[
@@ -34,7 +39,8 @@ def _produce(file: File = DEFAULT_FILE, instance: Instance = None, check: Check 
         typer.echo(json.dumps(describe_items(pipeline)))
         return
     stop = begin_worker("produce")
-    build_producer(pipeline, _edge_cluster(pipeline), stop).run()
+    with instrumented(pipeline, "produce", pipeline.site, instance) as instruments:
+        build_producer(pipeline, _edge_cluster(pipeline), stop, instruments).run()
 
 
 @edge.command()
@@ -45,7 +51,6 @@ def _edge(
     from edge_workers.inference import EdgeStage
     from pipelines.runtime.build import build_policy, build_runner, shape_of
     from pipelines.runtime.stage import StageLimits, StageRunner
-    from schemas.topics import Tier
 
     pipeline = load(file)
     policy = build_policy(pipeline)
@@ -56,15 +61,22 @@ def _edge(
             runner.check_items(shape_of(item_shape))
         return
     stop = begin_worker("edge")
-    cluster = _edge_cluster(pipeline)
-    StageRunner(
-        EdgeStage(pipeline.site, runner, policy, cluster),
-        cluster,
-        group=pipeline.topics.edge_group,
-        transactional_id=f"edge.{pipeline.site}.{instance_name(instance)}",
-        stop=stop,
-        limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
-    ).run()
+    name = instance_name(instance)
+    with instrumented(pipeline, "edge", pipeline.site, instance) as instruments:
+        cluster = _edge_cluster(pipeline)
+        stage = EdgeStage(pipeline.site, runner, policy, cluster)
+        instruments.meters.watch(metrics.CLOUD_REACHABLE, lambda: stage.cloud.reachable(time.time_ns() // 1000))
+        StageRunner(
+            stage,
+            cluster,
+            group=pipeline.topics.edge_group,
+            transactional_id=f"edge.{pipeline.site}.{name}",
+            stop=stop,
+            limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+            name=name,
+            notes=True,
+            instruments=instruments,
+        ).run()
 
 
 @settle.command()
@@ -75,14 +87,18 @@ def _settle(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
 
     pipeline = load(file)
     stop = begin_worker("settle")
-    StageRunner(
-        SettlerStage(pipeline.site),
-        _edge_cluster(pipeline),
-        group=pipeline.topics.settler_group,
-        transactional_id=f"settle.{pipeline.site}.{instance_name(instance)}",
-        stop=stop,
-        limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
-    ).run()
+    name = instance_name(instance)
+    with instrumented(pipeline, "settle", pipeline.site, instance) as instruments:
+        StageRunner(
+            SettlerStage(pipeline.site),
+            _edge_cluster(pipeline),
+            group=pipeline.topics.settler_group,
+            transactional_id=f"settle.{pipeline.site}.{name}",
+            stop=stop,
+            limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+            name=name,
+            instruments=instruments,
+        ).run()
 
 
 @uplink.command()
@@ -92,9 +108,17 @@ def _uplink(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
 
     pipeline = load(file)
     stop = begin_worker("uplink")
-    both = clusters(pipeline)
-    both.edge.check()
-    forwarder(site=pipeline.site, edge=both.edge, cloud=both.cloud, instance=life_name(instance), stop=stop).run()
+    with instrumented(pipeline, "uplink", pipeline.site, instance) as instruments:
+        both = clusters(pipeline)
+        both.edge.check()
+        forwarder(
+            site=pipeline.site,
+            edge=both.edge,
+            cloud=both.cloud,
+            instance=life_name(instance),
+            stop=stop,
+            instruments=instruments,
+        ).run()
 
 
 @downlink.command()
@@ -104,12 +128,21 @@ def _downlink(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
 
     pipeline = load(file)
     stop = begin_worker("downlink")
-    both = clusters(pipeline)
-    both.edge.check()
-    forwarder(site=pipeline.site, edge=both.edge, cloud=both.cloud, instance=life_name(instance), stop=stop).run()
+    with instrumented(pipeline, "downlink", pipeline.site, instance) as instruments:
+        both = clusters(pipeline)
+        both.edge.check()
+        forwarder(
+            site=pipeline.site,
+            edge=both.edge,
+            cloud=both.cloud,
+            instance=life_name(instance),
+            stop=stop,
+            instruments=instruments,
+        ).run()
 
 
 def _edge_cluster(pipeline: Pipeline) -> KafkaCluster:
-    cluster = clusters(pipeline).edge
-    cluster.check()
-    return cluster
+    # Not both: a worker that reads one cluster needs no credentials for the other.
+    found = cluster(pipeline, Tier.EDGE)
+    found.check()
+    return found

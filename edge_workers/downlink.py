@@ -7,6 +7,7 @@ the two tiers are never compared.
 import threading
 
 from edge_workers.uplink import to_same_partition
+from pipelines.observe.instruments import Instruments
 from pipelines.runtime.forwarder import Expired, Forwarder, Lane, Prepare
 from pipelines.transport.base import Cluster, OutRecord, Record
 from schemas import wire
@@ -14,7 +15,15 @@ from schemas.control import CREDIT_KEY
 from schemas.topics import CONTROL, SiteTopics
 
 
-def downlink(*, site: str, edge: Cluster, cloud: Cluster, instance: str, stop: threading.Event) -> Forwarder:
+def downlink(
+    *,
+    site: str,
+    edge: Cluster,
+    cloud: Cluster,
+    instance: str,
+    stop: threading.Event,
+    instruments: Instruments | None = None,
+) -> Forwarder:
     """The downlink of `site`. One is active a site: a second takes over from the first."""
     topics = SiteTopics(site)
     return Forwarder(
@@ -28,6 +37,7 @@ def downlink(*, site: str, edge: Cluster, cloud: Cluster, instance: str, stop: t
         transactional_id=f"downlink.{site}",
         instance=instance,
         stop=stop,
+        instruments=instruments,
     )
 
 

@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 
 from pipelines.core.ledger import MarkBook
 from pipelines.errors import ConfigError, ForeignRecord, TransportError, UnknownVersion
+from pipelines.observe.metrics import FOREIGN_RECORDS, ITEMS, MODEL_SECONDS
 from pipelines.routing.base import EdgeAnswers, Items, Policy, Route, Signals
 from pipelines.routing.signals import Reachability
 from pipelines.runtime.dead_letters import dead_letter
 from pipelines.runtime.inference import ModelRunner
+from pipelines.runtime.let_go import FOREIGN, LetGo
 from pipelines.runtime.stage import Step, offsets_after
 from pipelines.transport.base import Cluster, Commit, OutRecord, Partition, Reader, Record
 from schemas import headers, wire
@@ -37,7 +39,6 @@ from schemas.topics import SiteTopics
 
 log = structlog.get_logger("tidegate.edge")
 
-FOREIGN = "foreign"
 UNKNOWN_VERSION = "unknown_version"
 UNSUPPORTED_PACK = "unsupported_pack"
 """A record of several items, as later versions may write: all its items are dead-lettered."""
@@ -48,8 +49,6 @@ CONTROL_RECORDS = 100
 """Most control records taken in one tick; credits come a few times a second."""
 FAR_US = 1 << 62
 """Stands for times beyond it."""
-REPORT_US = 10_000_000
-"""What was dead-lettered or shed is logged at most this often."""
 
 
 class EdgeStage:
@@ -75,8 +74,7 @@ class EdgeStage:
         """What the credits heard so far say."""
         self.counts: Counter[str] = Counter()
         """Records dead-lettered or shed since the start, by reason. Those of a Step that was dropped count again."""
-        self._reported: Counter[str] = Counter()
-        self._report_due_us = 0
+        self._let_go = LetGo(log)
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Nothing is kept between batches."""
@@ -85,19 +83,28 @@ class EdgeStage:
         """Nothing is kept between batches."""
 
     def close(self) -> None:
-        """Stop listening for credit."""
+        """Stop listening for credit; log what was let go."""
+        self._let_go.tell()
+        self._close_control()
+
+    def _close_control(self) -> None:
         if self._control is not None:
             self._control.close()
             self._control = None
 
     def process(self, records: Sequence[Record], now_us: int) -> Step:
         """Route and answer a batch."""
-        outbox = _Outbox(self._names, self._runner.name if self._runner else "", now_us)
+        runner = self._runner
+        outbox = _Outbox(self._names, runner.name if runner else "", now_us, self._let_go)
+        began_s = runner.model_s if runner else 0.0
         owned, items = _sort(records, outbox)
         if items:
             self._route(owned, items, Signals(now_us, self.cloud.reachable(now_us)), outbox)
         self.counts.update(outbox.counts)
-        return Step(outbox.records(), offsets_after(records))
+        out = outbox.records()
+        if runner:
+            outbox.tally[(MODEL_SECONDS,)] = runner.model_s - began_s
+        return Step(out, offsets_after(records), outbox.tally)
 
     def tick(self, now_us: int) -> Step:
         """Listen for credit; log what was let go."""
@@ -108,13 +115,11 @@ class EdgeStage:
         except TransportError as error:
             # Not heard is not answered: the cloud counts as away once the credit runs out.
             log.warning("control_reader_failed", error=str(error))
-            self.close()
+            self._close_control()
             heard = []
         for record in heard:
             self._hear(record, now_us)
-        if self.counts != self._reported and now_us >= self._report_due_us:
-            log.warning("let_go", site=self._names.site, **(self.counts - self._reported))
-            self._reported, self._report_due_us = self.counts.copy(), now_us + REPORT_US
+        self._let_go.report(now_us)
         return Step()
 
     def _open_control(self) -> Reader:
@@ -223,7 +228,7 @@ def _times(values_us: list[int]) -> NDArray[np.int64]:
 class _Outbox:
     """What one Step writes."""
 
-    def __init__(self, names: SiteTopics, model: str, now_us: int) -> None:
+    def __init__(self, names: SiteTopics, model: str, now_us: int, let_go: LetGo) -> None:
         self._names = names
         self._model = model
         self._now_us = now_us
@@ -232,6 +237,9 @@ class _Outbox:
         self._marks: defaultdict[int, MarkBook] = defaultdict(MarkBook)
         self.counts: Counter[str] = Counter()
         """Records dead-lettered or shed, by reason."""
+        self.tally: dict[tuple[str, ...], float] = {}
+        """For the metrics: filled by `records`."""
+        self._let_go = let_go
 
     def answer(self, record: Record, header: Header, reason: str, label: str, confidence: float) -> None:
         """The edge's answer stands."""
@@ -270,18 +278,21 @@ class _Outbox:
     def shed(self, record: Record, header: Header, reason: str) -> None:
         """Let go, because the policy said so."""
         self.counts[reason] += 1
+        self._let_go.note(reason, record, (header.stream, header.epoch, header.first_seq))
         book = self._marks[record.partition()]
         book.add(header.stream, header.epoch, header.first_seq, header.count, Outcome.SHED, reason)
 
     def bury(self, record: Record, reason: str, stream: str, epoch: int, first_seq: int, count: int) -> None:
         """Items that cannot be taken: marked, and the record kept among the dead letters."""
         self.counts[reason] += 1
+        self._let_go.note(reason, record, (stream, epoch, first_seq))
         self._marks[record.partition()].add(stream, epoch, first_seq, count, Outcome.DEAD_LETTERED, reason)
         self._out.append(dead_letter(self._names.dead_letters, record, reason))
 
     def quarantine(self, record: Record) -> None:
         """A record that is not ours: kept among the dead letters; it has no item."""
         self.counts[FOREIGN] += 1
+        self._let_go.note(FOREIGN, record)
         self._out.append(dead_letter(self._names.dead_letters, record, FOREIGN))
 
     def records(self) -> list[OutRecord]:
@@ -290,7 +301,11 @@ class _Outbox:
         for partition, results in self._results.items():
             value = wire.encode(ResultBatch(wire.VERSION, site, results))
             self._out.append(OutRecord(names.results, value, partition=partition))
+        items: Counter[tuple[str, str]] = Counter()
         for partition, book in self._marks.items():
             value = wire.encode(MarkBatch(wire.VERSION, site, book.marks()))
             self._out.append(OutRecord(names.ledger, value, partition=partition))
+            items.update(book.totals())
+        self.tally = {(ITEMS, *ending): count for ending, count in items.items()}
+        self.tally[(FOREIGN_RECORDS,)] = self.counts[FOREIGN]
         return self._out

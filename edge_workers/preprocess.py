@@ -10,8 +10,8 @@ import numpy as np
 from pipelines.codecs.base import MAX_PIXELS, Array, Codec
 from pipelines.codecs.jpeg import START, Jpeg, decode_image, read_frame_header
 from pipelines.errors import UndecodableItem
-from pipelines.transport.kafka_write import RECORD_BYTES_MOST
 from schemas.headers import Params
+from schemas.topics import RECORD_BYTES_MOST
 
 FILE_BYTES_MOST = 64 << 20
 """Of an image file that is read at all."""

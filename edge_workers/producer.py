@@ -6,6 +6,8 @@ Constraints
   the transactional id. A stream without a stored position begins a new epoch; nothing else does.
 - Another producer of the same slot fences this one: once it has gone on, `TakenOver` ends this one.
 - What waits for a transaction is bounded in time, records and bytes.
+- While Kafka takes no records nothing is captured: what waited is dropped with the seqs that it had, no frame is taken,
+  and a log line says which cluster and, as its disk may be full, which folder.
 - Capture time is this machine's clock when a frame is released at its rate.
 
 Operation
@@ -15,7 +17,10 @@ Operation
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -27,16 +32,25 @@ from edge_workers.sources.base import Frame, Source, check_rate
 from pipelines.config.units import Rate
 from pipelines.core.capture import Capture
 from pipelines.core.pacing import Schedule
+from pipelines.core.progress import Doing
 from pipelines.errors import BrokerError, Fenced, ForeignRecord, TakenOver, TidegateError, TransportError
-from pipelines.transport.base import Cluster
+from pipelines.observe import metrics
+from pipelines.observe.instruments import Instruments
+from pipelines.transport.base import Aborted, Cluster, OutRecord
+from pipelines.transport.storage import Storage
 from schemas import headers, wire
 from schemas.headers import Header, Params
+from schemas.ledger import Outcome
 from schemas.positions import StreamPosition
 from schemas.topics import SiteTopics
 
 log = structlog.get_logger("tidegate.producer")
 
 _NO_PARAMS = Params()
+_TOPIC = attrgetter("topic")
+
+SAID_AFTER = 3
+"""Failures in a row. One is a hiccup: a coordinator that moved, a broker that was started again."""
 
 
 def wall_clock_us() -> int:
@@ -92,18 +106,24 @@ class Producer:
         slot: int = 0,
         limits: ProducerLimits | None = None,
         clock_us: Callable[[], int] = wall_clock_us,
+        instruments: Instruments | None = None,
     ) -> None:
         """Raises `SourceError` where the rate is `as recorded` and the source does not know when that was."""
         check_rate(source, settings.rate)
         self._cluster, self._topics, self._source, self._preprocess = cluster, topics, source, preprocess
         self._settings, self._limits = settings, limits or ProducerLimits()
         self._stop, self._clock_us = stop, clock_us
+        self._signs = instruments or Instruments()
+        self._signs.meters.watch(metrics.CAPTURING, lambda: not self.not_capturing)
         self._writer = cluster.transactions(
             f"producer.{topics.site}.{slot}", "none" if preprocess.codec.compressed else "zstd"
         )
         self._captured = Captured(topics)
         self._write_by_us = 0
         self._failures = 0
+        self._storage = Storage("kafka.edge", "its address")
+        self.not_capturing = ""
+        """Why nothing is captured, with the remedy; "" while all is well."""
         self._must_resume = True
         self._capture = Capture([], {}, 0)
         self._began = False
@@ -128,6 +148,7 @@ class Producer:
 
     def _resume(self) -> None:
         """Go on behind what is stored."""
+        self._signs.at(Doing.READING)
         if self._began:
             self._refuse_if_taken_over()
         # The order matters: `start` settles what became of an open transaction, only then are positions the truth.
@@ -151,6 +172,9 @@ class Producer:
         for number in range(len(names)):
             self._schedule_next(number)
         self._must_resume, self._began = False, True
+        with suppress(BrokerError):  # Asked while it is well: a Kafka whose disk is full has ended, and tells nothing.
+            self._storage = self._cluster.storage()
+        self._signs.at(Doing.WORKING)
         log.info("capturing", streams=len(names), resumed=len(stored.keys() & set(names)))
 
     def _refuse_if_taken_over(self) -> None:
@@ -173,12 +197,15 @@ class Producer:
         wait_us = self._schedule.wait_us(now_us)
         if wait_us is None:
             self._write()
+            self._signs.meters.set(metrics.SOURCE_ENDED, 1)
             log.info("source_ended")
             return False
         if wait_us:
             if self._captured:
                 wait_us = min(wait_us, max(self._write_by_us - now_us, 0))
+            self._signs.at(Doing.IDLE)
             self._stop.wait(wait_us / 1e6)
+            self._signs.at(Doing.WORKING)
         else:
             if not self._captured:
                 self._write_by_us = now_us + self._limits.commit_interval_ms * 1000
@@ -222,19 +249,54 @@ class Producer:
 
     def _write(self) -> None:
         if self._captured:
-            self._writer.write(self._captured.records(self._capture.changed()))
-            self._failures = 0
+            self._signs.at(Doing.WRITING)
+            began_s = time.perf_counter()
+            records = self._captured.records(self._capture.changed())
+            try:
+                self._writer.write(records)
+            except (Aborted, Fenced) as error:
+                result = "fenced" if isinstance(error, Fenced) else "aborted"
+                self._signs.meters.add(metrics.TRANSACTIONS, 1, result)
+                raise
+            self._failures, self.not_capturing = 0, ""
+            self._count(records, time.perf_counter() - began_s)
+            self._signs.at(Doing.WORKING)
         self._captured = Captured(self._topics)
+
+    def _count(self, records: Sequence[OutRecord], took_s: float) -> None:
+        meters, captured = self._signs.meters, self._captured
+        self._signs.done()
+        meters.add(metrics.CAPTURED, len(captured))
+        meters.add(metrics.TRANSACTIONS, 1, "committed")
+        meters.observe(metrics.TRANSACTION_SECONDS, took_s)
+        meters.add(metrics.WRITTEN_BYTES, captured.size_bytes + sum(one.size_bytes for one in records[len(captured) :]))
+        for topic, count in Counter(map(_TOPIC, records)).items():
+            meters.add(metrics.WRITTEN, count, topic)
+        for reason, count in captured.reasons.items():
+            meters.add(metrics.ITEMS, count, Outcome.DEAD_LETTERED, reason)
 
     def _wait_after(self, error: TidegateError) -> None:
         """Note that what was captured is dropped, and wait. Raises the error once it has lasted too long."""
         self._must_resume = True
+        self._signs.failed(error)
         self._failures += 1
+        self._say_not_capturing()
         if self._failures > self._limits.retries:
-            raise error
+            if not isinstance(error, TransportError):
+                raise error  # A broker that answers: what it says is the reason.
+            problem, remedy = self._storage.complaint()
+            raise TransportError(f"{problem} ({error})", remedy=remedy) from error
         wait_s = min(self._limits.retry_first_s * 2 ** min(self._failures - 1, 10), self._limits.retry_most_s)
         log.warning("going_back", error=str(error), wait_s=wait_s, failures=self._failures)
         self._stop.wait(wait_s)
+
+    def _say_not_capturing(self) -> None:
+        """Once an outage: at once where a disk is full, else when it lasts."""
+        if self.not_capturing or not (self._failures >= SAID_AFTER or self._storage.full()):
+            return
+        problem, remedy = self._storage.complaint()
+        self.not_capturing = f"{problem}: {remedy}"
+        log.error("not_capturing", why=problem, remedy=f"{remedy}: capturing goes on behind the last item written")
 
 
 def stored_positions(cluster: Cluster, topics: SiteTopics) -> dict[str, StreamPosition]:

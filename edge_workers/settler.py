@@ -6,7 +6,7 @@ number p it reads `uplink.p0..p2[p]` and `answers[p]`, which the range assignor 
 What the core must not forget stands in the commits, which are written in the same transaction.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from pipelines.core.settlement import (
     AnswersSeen,
     Clock,
     Count,
+    Counted,
     Event,
     Instruction,
     Limits,
@@ -27,7 +28,9 @@ from pipelines.core.settlement import (
     Unreadable,
 )
 from pipelines.errors import ForeignRecord, UnknownVersion
+from pipelines.observe.metrics import FOREIGN_RECORDS, ITEMS, LATE_ANSWERS
 from pipelines.runtime.dead_letters import dead_letter
+from pipelines.runtime.let_go import FOREIGN, LetGo
 from pipelines.runtime.stage import NOTHING, Step
 from pipelines.transport.base import Commit, OutRecord, Partition, Record
 from schemas import headers, wire
@@ -37,7 +40,6 @@ from schemas.topics import SiteTopics
 
 log = structlog.get_logger("tidegate.settler")
 
-FOREIGN = "foreign"
 UNKNOWN_VERSION = "unknown_version"
 
 BATCH = 1_000
@@ -83,6 +85,7 @@ class SettlerStage:
         self.counts = SettlerCounts()
         self._reported = SettlerCounts()
         self._report_due_us = 0
+        self._let_go = LetGo(log)
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Restore each partition from its commit alone."""
@@ -105,25 +108,30 @@ class SettlerStage:
 
     def process(self, records: Sequence[Record], now_us: int) -> Step:
         """Take records and answers; settle what is complete."""
-        outbox = _Outbox(self._names, self.counts, now_us)
+        outbox = _Outbox(self._names, self.counts, now_us, self._let_go)
         for record in records:
             event = self._answers(record, outbox) if record.topic() == self._names.answers else self._uplink(record)
+            late = outbox.late
             outbox.carry_out(record.partition(), self._settlements[record.partition()].handle(event))
+            if outbox.late > late:
+                self._let_go.note(Counted.LATE_ANSWER, record)
         return self._step(outbox, {record.partition() for record in records})
 
     def tick(self, now_us: int) -> Step:
         """Settle what is past its deadline."""
-        outbox = _Outbox(self._names, self.counts, now_us)
+        outbox = _Outbox(self._names, self.counts, now_us, self._let_go)
         for number, settlement in self._settlements.items():
             outbox.carry_out(number, settlement.handle(Clock(now_us)))
         if now_us >= self._report_due_us:
             self.report()
             self._report_due_us = now_us + REPORT_US
+        self._let_go.report(now_us)
         return self._step(outbox, self._settlements)
 
     def close(self) -> None:
         """Log the counters a last time."""
         self.report()
+        self._let_go.tell()
 
     def report(self) -> None:
         """Log the counters, if any has moved."""
@@ -161,19 +169,24 @@ class SettlerStage:
                     moved[partition] = commit
         self._written.update(moved)
         records = outbox.records()
-        return Step(records, moved) if records or moved else NOTHING
+        return Step(records, moved, outbox.tally) if records or moved or outbox.tally else NOTHING
 
 
 class _Outbox:
     """What one Step writes."""
 
-    def __init__(self, names: SiteTopics, counts: SettlerCounts, now_us: int) -> None:
+    def __init__(self, names: SiteTopics, counts: SettlerCounts, now_us: int, let_go: LetGo) -> None:
         self.now_us = now_us
         self._names = names
         self._counts = counts
         self._dead: list[OutRecord] = []
         self._results: defaultdict[int, list[Result]] = defaultdict(list)
         self._marks: defaultdict[int, MarkBook] = defaultdict(MarkBook)
+        self._let_go = let_go
+        self.late = 0
+        self._unaccounted = 0
+        self.tally: dict[tuple[str, ...], float] = {}
+        """For the metrics: filled by `records`."""
 
     def carry_out(self, number: int, instructions: Sequence[Instruction]) -> None:
         """Do as the core says for partition `number`."""
@@ -184,18 +197,27 @@ class _Outbox:
                 self._counts.settled += instruction.count
             elif isinstance(instruction, Count):
                 self._counts.add(instruction.what.value, instruction.times)
+                if instruction.what is Counted.LATE_ANSWER:
+                    self.late += instruction.times
             else:
                 self._refuse(number, instruction)
 
     def bury(self, record: Record, reason: str) -> None:
-        """Keep a record that cannot be taken among the dead letters, and count it."""
+        """Keep a record that cannot be taken among the dead letters, and count it. No item hangs on it."""
+        self._unaccounted += 1
+        self._keep(record, reason)
+
+    def _keep(self, record: Record, reason: str, item: tuple[str, int, int] | None = None) -> None:
         self._counts.add(reason)
+        self._let_go.note(reason, record, item)
         self._dead.append(dead_letter(self._names.dead_letters, record, reason))
 
     def _refuse(self, number: int, unreadable: Unreadable) -> None:
-        self.bury(unreadable.record, unreadable.reason)
-        if unreadable.account is not None:
+        if unreadable.account is None:
+            self.bury(unreadable.record, unreadable.reason)
+        else:
             _version, stream, epoch, first_seq, count = unreadable.account
+            self._keep(unreadable.record, unreadable.reason, (stream, epoch, first_seq))
             book = self._marks[number]
             book.add(stream, epoch, first_seq, count, Outcome.DEAD_LETTERED, unreadable.reason)
             self._counts.settled += count
@@ -207,11 +229,16 @@ class _Outbox:
             for batch in _batches(results):
                 value = wire.encode(ResultBatch(wire.VERSION, site, batch))
                 out.append(OutRecord(self._names.results, value, partition=number))
+        items: Counter[tuple[str, str]] = Counter()
         for number, book in self._marks.items():
+            items.update(book.totals())
             marks: list[Mark] = book.marks()
             for some in _batches(marks):
                 value = wire.encode(MarkBatch(wire.VERSION, site, some))
                 out.append(OutRecord(self._names.ledger, value, partition=number))
+        tally: dict[tuple[str, ...], float] = {(ITEMS, *ending): count for ending, count in items.items()}
+        tally |= {(LATE_ANSWERS,): self.late, (FOREIGN_RECORDS,): self._unaccounted}
+        self.tally = {key: count for key, count in tally.items() if count}
         return out
 
 

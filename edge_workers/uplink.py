@@ -7,6 +7,7 @@ import threading
 
 import msgspec
 
+from pipelines.observe.instruments import Instruments
 from pipelines.runtime.forwarder import Expired, Forwarder, Lane, Prepare
 from pipelines.transport.base import Cluster, OutRecord, Record
 from schemas import headers
@@ -15,7 +16,15 @@ from schemas.headers import Extra, Origin
 from schemas.topics import PRIORITIES, SiteTopics, offload
 
 
-def uplink(*, site: str, edge: Cluster, cloud: Cluster, instance: str, stop: threading.Event) -> Forwarder:
+def uplink(
+    *,
+    site: str,
+    edge: Cluster,
+    cloud: Cluster,
+    instance: str,
+    stop: threading.Event,
+    instruments: Instruments | None = None,
+) -> Forwarder:
     """The uplink of `site`. One is active a site: a second takes over from the first."""
     topics = SiteTopics(site)
     lanes = [Lane(topics.uplink(priority), _to_offload(site, priority)) for priority in range(PRIORITIES)]
@@ -28,6 +37,7 @@ def uplink(*, site: str, edge: Cluster, cloud: Cluster, instance: str, stop: thr
         transactional_id=f"uplink.{site}",
         instance=instance,
         stop=stop,
+        instruments=instruments,
     )
 
 

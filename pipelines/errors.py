@@ -3,6 +3,7 @@
 from schemas.errors import Fenced, ForeignRecord, RecordError, TakenOver, TidegateError, UnknownVersion, UserError
 
 __all__ = [
+    "AccessError",
     "BrokerError",
     "ConfigError",
     "Fenced",
@@ -25,6 +26,10 @@ class ConfigError(UserError):
 
 class BrokerError(UserError):
     """A broker that is not there, cannot be started or refuses us."""
+
+
+class AccessError(UserError):
+    """A cluster refuses our login, or a permission is missing. It ends a worker at once: trying again mends nothing."""
 
 
 class ModelError(UserError):

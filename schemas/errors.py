@@ -2,7 +2,7 @@
 
 TidegateError               every error of ours; `exit_code` is what the command line ends with
 ├── UserError               the user can mend it: one line, exit 2
-│   └── (pipelines.errors)  ConfigError, BrokerError, ModelError, SourceError
+│   └── (pipelines.errors)  ConfigError, BrokerError, AccessError, ModelError, SourceError
 ├── Fenced                  a transactional id was taken away; start again, if what is stored is still ours
     │   └── TakenOver           it is not: another process goes on with this one's work
 └── RecordError             a record that cannot be taken as it is

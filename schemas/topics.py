@@ -12,8 +12,14 @@ import msgspec
 PRIORITIES = 3
 """Uplink and offload topics a tier: p0 (first) to p2."""
 
+RECORD_BYTES_MOST = 16 << 20
+"""Of a record with media: Kafka's own 1 MB is less than a phone's photograph."""
+
 SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """What a site may be called: it becomes part of topic names, group names and transactional ids."""
+
+
+_PRIORITY = re.compile(r"\.p\d$")
 
 
 class Tier(StrEnum):
@@ -34,6 +40,12 @@ class TopicSpec(msgspec.Struct, frozen=True):
     """Nothing is removed by age: without its marks a settled item would look lost."""
     media: bool = False
     """Holds payloads that are compressed already: topic compression stays off."""
+
+    @property
+    def kind(self) -> str:
+        """The name without site and priority, as the pipeline file has it: `items`, `up.results`, `offload`."""
+        plain = _PRIORITY.sub("", self.name)
+        return plain.partition(".")[2] or plain
 
 
 class SiteTopics(msgspec.Struct, frozen=True):
@@ -155,3 +167,8 @@ def cloud_specs() -> list[TopicSpec]:
         TopicSpec(CONTROL, Tier.CLOUD, keyed=False, compacted=True),
         TopicSpec(CLOUD_DEAD_LETTERS, Tier.CLOUD, media=True),
     ]
+
+
+def topic_kinds() -> list[str]:
+    """Every kind of topic, of either tier; `control` and `dead_letters` are on both."""
+    return sorted({spec.kind for spec in [*SiteTopics("site").specs(), *cloud_specs()]})

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pipelines.errors import BrokerError
 from pipelines.transport.broker import DetachedBroker, start_detached, status_detached, stop_detached
+from pipelines.transport.storage import free_bytes
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Start, stop and look at an embedded Kafka of your own."
@@ -21,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What `--json` prints; the last four are null where the broker was never started."""
+    """What `--json` prints; the others are null where the broker was never started."""
 
     name: str
     running: bool
@@ -29,6 +30,8 @@ class Report(msgspec.Struct, frozen=True):
     pid: int | None = None
     data_dir: str | None = None
     log: str | None = None
+    free_bytes: int | None = None
+    """On the disk of the data."""
 
 
 def _report(name: str, broker: DetachedBroker | None) -> Report:
@@ -41,6 +44,7 @@ def _report(name: str, broker: DetachedBroker | None) -> Report:
         pid=broker.pid,
         data_dir=str(broker.data_dir),
         log=str(broker.log_path),
+        free_bytes=free_bytes(str(broker.data_dir)),
     )
 
 
@@ -80,7 +84,8 @@ def status(name: Name = "default", as_json: Json = False) -> None:
     """Say whether a broker runs, and where; exit 1 where it does not."""
     broker = status_detached(name)
     report = _report(name, broker)
-    where = f"runs at {report.bootstrap} (process {report.pid}, data in {report.data_dir})"
+    free = "" if report.free_bytes is None else f", {report.free_bytes / 1e9:.1f} GB free"
+    where = f"runs at {report.bootstrap} (process {report.pid}, data in {report.data_dir}{free})"
     _show(report, as_json, f"broker '{name}' {where if report.running else 'is not running'}")
     if not report.running:
         raise typer.Exit(1)

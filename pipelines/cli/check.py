@@ -14,8 +14,10 @@ import typer
 from rich.console import Console
 
 from pipelines.config import Pipeline, load
+from pipelines.config.clusters import security
 from pipelines.config.load import json_schema
 from pipelines.errors import TidegateError
+from schemas.topics import Tier
 
 app = typer.Typer(add_completion=False)
 
@@ -41,6 +43,8 @@ def check(
         typer.echo(json.dumps(json_schema(), indent=2))
         return
     pipeline = load(file)
+    for tier in Tier:
+        security(pipeline, tier)
     item = check_parts(pipeline, file)
     shape = "x".join(str(side) for side in item["shape"])
     streams = f"{item['streams']} stream{'s' if item['streams'] > 1 else ''}"

@@ -12,14 +12,15 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from pipelines.cli.topics import layout_of
 from pipelines.config import Pipeline
-from pipelines.config.clusters import ENVIRONMENT, Clusters, clusters
+from pipelines.config.clusters import ENVIRONMENT, Clusters, clusters, security
 from pipelines.config.home import Running, write_running
 from pipelines.errors import ConfigError
 from pipelines.runtime.supervisor import Supervisor, WorkerSpec
 from pipelines.transport.broker import Broker, prefetch, start_many_owned
 from pipelines.transport.kafka import KafkaCluster
-from pipelines.transport.topics import Layout, apply
+from pipelines.transport.topics import apply
 from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, OFFLOADS, Tier
 
 READY_MOST_S = 30.0
@@ -44,8 +45,7 @@ class Session:
                 self._stack.callback(one.close)
                 one.check()
             self._stack.callback(self._running(addresses).unlink, missing_ok=True)
-            layout = Layout(pipeline.site, pipeline.partitions, pipeline.retention.ms)
-            self.created = apply(layout, self.clusters.edge, self.clusters.cloud)
+            self.created = apply(layout_of(pipeline), self.clusters.edge, self.clusters.cloud)
             self._control_before = sum(self.clusters.edge.end_offsets([pipeline.topics.control]).values())
             self.supervisor = Supervisor(workers_of(pipeline, file), environment, folder / "logs")
             self._stack.callback(self.supervisor.stop)
@@ -59,8 +59,14 @@ class Session:
         given = {tier: section.bootstrap for tier, section in sections.items()}
         wanted = [tier for tier in Tier if not given[tier]]
         for tier in set(Tier) - set(wanted):  # Looked for before an embedded one is started for the other tier.
-            with closing(KafkaCluster(f"kafka.{tier}", given[tier], sections[tier].librdkafka)) as one:
+            with closing(KafkaCluster(f"kafka.{tier}", given[tier], security(self.pipeline, tier))) as one:
                 one.check()
+        for tier in wanted:
+            if sections[tier].tls is not None or sections[tier].sasl is not None:
+                raise ConfigError(
+                    f"`kafka.{tier}` has a login and no `bootstrap`: the embedded Kafka takes none",
+                    remedy="set `bootstrap`, or take `tls` and `sasl` away",
+                )
         if wanted:
             prefetch(self._say)
         started = start_many_owned([(self.folder / f"kafka-{tier}", f"{self.pipeline.name}-{tier}") for tier in wanted])

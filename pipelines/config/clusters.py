@@ -5,11 +5,12 @@ run` tells its workers), the file, and a running `tidegate run` of the same pipe
 """
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.config.home import Running, pipeline_dir, read_running
 from pipelines.config.pipeline import KafkaCluster as ClusterSection
 from pipelines.config.pipeline import Pipeline
+from pipelines.config.security import client_options
 from pipelines.errors import ConfigError
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import Tier
@@ -39,7 +40,13 @@ def cluster(pipeline: Pipeline, tier: Tier) -> KafkaCluster:
             f"`kafka.{tier}.bootstrap` is not set and pipeline '{pipeline.name}' is not running here",
             remedy="set it, or start the pipeline with `tidegate run`",
         )
-    return KafkaCluster(f"kafka.{tier}", bootstrap, section.librdkafka)
+    return KafkaCluster(f"kafka.{tier}", bootstrap, security(pipeline, tier))
+
+
+def security(pipeline: Pipeline, tier: Tier) -> dict[str, Any]:
+    """The client settings of a tier's cluster, secrets and all. Raises `ConfigError`."""
+    section: ClusterSection = getattr(pipeline.kafka, tier)
+    return client_options(f"kafka.{tier}", section.tls, section.sasl, section.librdkafka)
 
 
 def _of_running(running: Running | None, tier: Tier) -> str | None:

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from pipelines.config.pipeline import Pipeline
+from pipelines.config.pipeline import KafkaCluster, Pipeline
+from pipelines.config.security import Secret, refuse_literals
 from pipelines.config.units import decode_hook, schema_hook
 from pipelines.errors import ConfigError
 
@@ -20,6 +21,7 @@ def load(path: Path | str) -> Pipeline:
     """Read and validate; paths in the file are made absolute against its folder. Raises `ConfigError`."""
     path = Path(path)
     raw = _read(path)
+    refuse_literals(path, raw)
     _refuse_unknown_keys(path, raw, Pipeline, "")
     try:
         pipeline = msgspec.convert(raw, Pipeline, dec_hook=decode_hook)
@@ -54,7 +56,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _refuse_unknown_keys(path: Path, raw: dict[str, Any], kind: type, prefix: str) -> None:
     """msgspec refuses unknown keys too, but cannot say which one was meant."""
-    hints = typing.get_type_hints(kind)
+    types_of = typing.get_type_hints(kind)
+    hints = {field.encode_name: types_of[field.name] for field in msgspec.structs.fields(kind)}
     for key, value in raw.items():
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
@@ -87,9 +90,30 @@ def _with_absolute_paths(pipeline: Pipeline, file: Path) -> Pipeline:
             labels = _labels(file, f"{name}.labels", absolute(f"{name}.labels", labels))
         return msgspec.structs.replace(model, model=reference, labels=labels)
 
+    def secret(key: str, where: Any) -> Any:
+        is_file = isinstance(where, Secret) and where.file is not None
+        return msgspec.structs.replace(where, file=str(absolute(key, where.file))) if is_file else where
+
+    def cluster(name: str, section: KafkaCluster) -> KafkaCluster:
+        tls, sasl = section.tls, section.sasl
+        if tls is not None:
+            given = {key: getattr(tls, key) for key in ("ca", "certificate", "key")}
+            paths = {key: str(absolute(f"{name}.tls.{key}", path)) for key, path in given.items() if path is not None}
+            password = secret(f"{name}.tls.key_password", tls.key_password)
+            tls = msgspec.structs.replace(tls, **paths, key_password=password)
+        if sasl is not None:
+            sasl = msgspec.structs.replace(sasl, password=secret(f"{name}.sasl.password", sasl.password))
+        raw = {key: secret(f"{name}.librdkafka.{key}", value) for key, value in section.librdkafka.items()}
+        return msgspec.structs.replace(section, tls=tls, sasl=sasl, librdkafka=raw)
+
     source = msgspec.structs.replace(pipeline.source, path=str(absolute("source.path", pipeline.source.path)))
     edge, cloud = tier("edge", pipeline.edge), tier("cloud", pipeline.cloud)
-    return msgspec.structs.replace(pipeline, source=source, edge=edge, cloud=cloud)
+    kafka = msgspec.structs.replace(
+        pipeline.kafka,
+        edge=cluster("kafka.edge", pipeline.kafka.edge),
+        cloud=cluster("kafka.cloud", pipeline.kafka.cloud),
+    )
+    return msgspec.structs.replace(pipeline, source=source, edge=edge, cloud=cloud, kafka=kafka)
 
 
 def _labels(file: Path, key: str, path: Path) -> list[str]:

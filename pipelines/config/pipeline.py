@@ -1,13 +1,16 @@
 """The pipeline file, key by key. `tidegate check --schema` prints it as a JSON Schema for editors."""
 
+import difflib
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from pipelines.config.units import Duration, Rate
+from pipelines.config.security import Sasl, Secret, Tls, why_not
+from pipelines.config.units import Duration, Rate, parse_listen
+from pipelines.core.topic_plan import why_not_config
 from pipelines.models.release import ModelInput
-from schemas.topics import SITE_NAME, SiteTopics
+from schemas.topics import SITE_NAME, SiteTopics, topic_kinds
 
 
 def _duration(text: str) -> Any:
@@ -23,8 +26,17 @@ class KafkaCluster(_Section, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     bootstrap: str | None = None
     """`host:port`, several with commas."""
-    librdkafka: dict[str, str | int | float | bool] = {}
-    """Raw client keys, passed on as they are (security, timeouts, `group.protocol`)."""
+    tls: Tls | None = None
+    """Encrypt, and show a certificate where one is given; `{}` trusts what this system trusts."""
+    sasl: Sasl | None = None
+    """Log in with user and password."""
+    librdkafka: dict[str, str | int | float | bool | Secret] = {}
+    """Raw client keys, passed on as they are (time-outs, `group.protocol`); secrets as in `sasl`."""
+
+    def __post_init__(self) -> None:
+        problem = why_not(self.tls, self.sasl, self.librdkafka)
+        if problem:
+            raise ValueError(problem)
 
 
 class Kafka(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -107,6 +119,46 @@ class Windows(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long after its end a window is still called open."""
 
 
+class Topics(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How the topics are kept. What follows from what a topic is for stands in `pipelines.core.topic_plan`."""
+
+    replication: Annotated[int, Meta(ge=1, le=32_767)] | None = None
+    """Copies of each partition; the cluster's own default where it is not given."""
+    min_insync: Annotated[int, Meta(ge=1, le=32_767)] | None = None
+    """Copies that a write waits for; likewise."""
+    configs: dict[str, dict[str, str | int | float | bool]] = {}
+    """By kind of topic (`items`, `uplink`, ...): Kafka's own settings of it."""
+
+    def __post_init__(self) -> None:
+        if self.replication is not None and self.min_insync is not None and self.min_insync > self.replication:
+            raise ValueError("`topics.min_insync` is larger than `topics.replication`: nothing could ever be written")
+        for kind in sorted(self.configs.keys() - {*topic_kinds()}):
+            near = difflib.get_close_matches(kind, topic_kinds(), n=1)
+            remedy = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(topic_kinds())}"
+            raise ValueError(f"`topics.configs.{kind}` is no kind of topic: {remedy}")
+
+    @property
+    def raw(self) -> dict[str, dict[str, str]]:
+        """The settings as Kafka writes them."""
+        return {
+            kind: {
+                name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in configs.items()
+            }
+            for kind, configs in self.configs.items()
+        }
+
+
+class Metrics(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What each process exports."""
+
+    listen: str | None = None
+    """`host:port` of `/metrics` and `/healthz`; more workers on one machine take the ports after it."""
+
+    def __post_init__(self) -> None:
+        if self.listen is not None:
+            parse_listen(self.listen)
+
+
 class Pipeline(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
@@ -130,6 +182,8 @@ class Pipeline(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     retention: Duration = _duration("24h")
     outage_budget: Duration = _duration("1h")
     """The longest outage that must lose nothing. A shorter retention is refused."""
+    topic_settings: Topics = msgspec.field(name="topics", default_factory=Topics)
+    metrics: Metrics = Metrics()
 
     def __post_init__(self) -> None:
         for key, value in (("name", self.name), ("site", self.site), *(("cloud.sites", s) for s in self.cloud.sites)):
@@ -142,6 +196,10 @@ class Pipeline(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(
                 "`retention` is shorter than `outage_budget`: unread records would be removed in an outage"
             )
+        for kind, configs in self.topic_settings.raw.items():
+            for key, setting in configs.items():
+                if problem := why_not_config(kind, key, setting, self.outage_budget.ms):
+                    raise ValueError(problem)
         if self.encode.resize is not None and not all(1 <= side <= 16_384 for side in self.encode.resize):
             raise ValueError("`encode.resize` takes width and height from 1 to 16384 pixels")
 

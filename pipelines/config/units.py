@@ -1,4 +1,4 @@
-"""Durations, sizes and rates as people write them: `5s`, `16MiB`, `10/s`."""
+"""Durations, sizes, rates and addresses as people write them: `5s`, `16MiB`, `10/s`, `127.0.0.1:9464`."""
 
 import re
 from typing import Self
@@ -7,6 +7,7 @@ _DURATION_US = {"us": 1, "ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_60
 _SIZE_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _NUMBER = r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*"  # More digits could overflow a float.
 _QUANTITY = re.compile(_NUMBER + r"([a-zA-Z]+)\s*")
+_LISTEN = re.compile(r"([A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})")
 
 AS_RECORDED = "as recorded"
 UNPACED = "as fast as possible"
@@ -78,6 +79,14 @@ class Rate:
 
     def __hash__(self) -> int:
         return hash((self.per_s, self.as_recorded))
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Host and port to listen on; every interface where no host is given. Raises `ValueError` with the remedy."""
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError(f"{text!r} is no address to listen on: write it as `127.0.0.1:9464`")
+    return match[1].strip("[]"), int(match[2])
 
 
 def decode_hook(kind: type, value: object) -> object:

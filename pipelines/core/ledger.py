@@ -13,6 +13,7 @@ The account of a running system
   reaches at least to the last one seen.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
@@ -60,6 +61,13 @@ class MarkBook:
                 marks.append(Mark(stream, epoch, first, end - 1, outcome, reason))
         marks.sort(key=_FIELDS)
         return marks
+
+    def totals(self) -> Counter[tuple[str, str]]:
+        """Items by outcome and reason."""
+        found: Counter[tuple[str, str]] = Counter()
+        for (_stream, _epoch, outcome, reason), runs in self._runs.items():
+            found[outcome, reason] += sum(runs[1::2]) - sum(runs[::2])
+        return found
 
 
 _FIELDS = attrgetter(*Mark.__struct_fields__)

@@ -4,7 +4,11 @@ It is written in the same transaction as the offsets, so whoever asks where a gr
 on each partition and how much more it could do. Format: `w1 NAME RECORD_US COMMIT_US CAPACITY_PER_S`.
 """
 
+from math import exp
+
 import msgspec
+
+FADING_S = 5.0
 
 
 class WorkNote(msgspec.Struct, frozen=True):
@@ -39,3 +43,40 @@ def capacity_per_s(record_us: float, commit_us: float, commit_interval_us: float
         return 0.0
     working = commit_interval_us / (commit_interval_us + commit_us) if commit_interval_us > 0 else 1.0
     return working * 1e6 / record_us
+
+
+class _Mean:
+    """Cost over amount, both fading: what was `FADING_S` ago counts a third of what is now."""
+
+    __slots__ = ("_amount", "_at_s", "_cost")
+
+    def __init__(self) -> None:
+        self._cost = self._amount = self._at_s = 0.0
+
+    def add(self, at_s: float, amount: float, cost: float) -> None:
+        left = exp(min(self._at_s - at_s, 0.0) / FADING_S)
+        self._cost, self._amount, self._at_s = self._cost * left + cost, self._amount * left + amount, at_s
+
+    @property
+    def value(self) -> float:
+        return self._cost / self._amount if self._amount > 0 else 0.0
+
+
+class WorkMeans:
+    """One worker's means, as its batches and commits come. What is idle keeps its last ones."""
+
+    def __init__(self) -> None:
+        self._record, self._commit = _Mean(), _Mean()
+
+    def batch(self, at_s: float, records: int, took_us: float) -> None:
+        """A batch of so many records took so long."""
+        self._record.add(at_s, records, took_us)
+
+    def commit(self, at_s: float, took_us: float) -> None:
+        """A transaction took so long."""
+        self._commit.add(at_s, 1, took_us)
+
+    def note(self, worker: str, commit_interval_us: float) -> WorkNote:
+        """What the worker says of itself."""
+        record_us, commit_us = self._record.value, self._commit.value
+        return WorkNote(worker, record_us, commit_us, capacity_per_s(record_us, commit_us, commit_interval_us))

@@ -22,21 +22,28 @@ supervisor that starts it again must wait, or the two would fence each other wit
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Protocol
 
 import msgspec
 import structlog
 
 from pipelines.core.lanes import choose
+from pipelines.core.progress import Doing
 from pipelines.errors import BrokerError, Fenced, TakenOver, TidegateError, TransportError
-from pipelines.transport.base import Cluster, OutOfRange, OutRecord, Partition, Reader, Record
+from pipelines.observe import metrics
+from pipelines.observe.instruments import Instruments
+from pipelines.runtime.let_go import FOREIGN, LetGo
+from pipelines.transport.base import Aborted, Cluster, OutOfRange, OutRecord, Partition, Reader, Record
 from schemas import wire
 from schemas.errors import ForeignRecord
 from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key, partition_of
 
 log = structlog.get_logger("tidegate.forwarder")
+
+_TOPIC = attrgetter("topic")
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -91,7 +98,10 @@ class Forwarder:
         instance: str,
         stop: threading.Event,
         limits: ForwarderLimits | None = None,
+        instruments: Instruments | None = None,
     ) -> None:
+        self._signs = instruments or Instruments()
+        self._let_go = LetGo(log)
         self._source = source
         self._destination = destination
         self._lanes = lanes
@@ -112,15 +122,18 @@ class Forwarder:
         try:
             while not self._stop.is_set():
                 try:
+                    self._signs.at(Doing.READING)
                     if not self._ready:
                         self._begin()
                     self._turn()
+                    self._let_go.report(time.time_ns() // 1000)
                 except (OutOfRange, TakenOver):
                     raise
                 except (Fenced, TransportError, BrokerError) as error:
                     self._fenced = self._fenced or isinstance(error, Fenced)
                     self._wait_after(error)
         finally:
+            self._let_go.tell()
             self._close_readers()
             self._writer.close()
 
@@ -170,6 +183,9 @@ class Forwarder:
     def _turn(self) -> None:
         if not self._fill():
             return
+        began_s = time.perf_counter()
+        self._signs.read()
+        self._signs.at(Doing.WORKING)
         sizes = [[len(record.value() or b"") for record in buffer] for buffer in self._buffers]
         taken = choose(sizes, self._limits.transaction_bytes)
         chosen = [
@@ -182,12 +198,41 @@ class Forwarder:
             OutRecord(self._positions_topic, wire.encode(position), forward_key(*partition), 0)
             for partition, position in positions.items()
         ]
-        self._writer.write([*records, *marks])
+        self._write([*records, *marks])
         self._failures = 0
+        self._count(positions, taken)
         self._positions.update(positions)
+        self._signs.meters.add(metrics.BUSY_SECONDS, time.perf_counter() - began_s)
         for buffer, count in zip(self._buffers, taken, strict=True):
             for _ in range(count):
                 buffer.popleft()
+
+    def _write(self, records: Sequence[OutRecord]) -> None:
+        meters, began_s = self._signs.meters, time.perf_counter()
+        self._signs.at(Doing.WRITING)
+        try:
+            self._writer.write(records)
+        except (Aborted, Fenced) as error:
+            meters.add(metrics.TRANSACTIONS, 1, "fenced" if isinstance(error, Fenced) else "aborted")
+            raise
+        self._signs.done()
+        meters.add(metrics.TRANSACTIONS, 1, "committed")
+        meters.observe(metrics.TRANSACTION_SECONDS, time.perf_counter() - began_s)
+        for topic, count in Counter(map(_TOPIC, records)).items():
+            meters.add(metrics.WRITTEN, count, topic)
+
+    def _count(self, positions: Mapping[Partition, ForwardPosition], taken: Sequence[int]) -> None:
+        """What these positions say is done; those before are still in `_positions`."""
+        meters = self._signs.meters
+        for lane, read in zip(self._lanes, taken, strict=True):
+            meters.add(metrics.READ, read, lane.topic)
+        for partition, now in positions.items():
+            topic, before = partition[0], self._positions[partition]
+            meters.add(metrics.FORWARDED, now.records - before.records, topic)
+            meters.add(metrics.FORWARDED_BYTES, now.bytes - before.bytes, topic)
+            meters.add(metrics.WRITTEN_BYTES, now.bytes - before.bytes)
+            meters.add(metrics.FORWARD_EXPIRED, now.expired - before.expired, topic)
+            meters.add(metrics.FOREIGN_RECORDS, now.foreign - before.foreign)
 
     def _fill(self) -> bool:
         """Read what is there, within the limits; True where there is something to send."""
@@ -228,9 +273,9 @@ class Forwarder:
                 else:
                     out.append(made)
                     sent, sent_bytes = 1, made.size_bytes
-            except ForeignRecord as error:
+            except ForeignRecord:
                 foreign = 1
-                log.warning("foreign_record", topic=partition[0], offset=record.offset(), error=str(error))
+                self._let_go.note(FOREIGN, record)
             positions[partition] = ForwardPosition(
                 next_offset=record.offset() + 1,
                 records=before.records + sent,
@@ -252,6 +297,7 @@ class Forwarder:
 
     def _wait_after(self, error: TidegateError) -> None:
         self._ready = False
+        self._signs.failed(error)
         self._failures += 1
         if self._failures > self._limits.retries:
             raise error

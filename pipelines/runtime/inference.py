@@ -8,6 +8,7 @@ hold both kinds, and files of any size. Raw payloads of one shape are not decode
 looked at as one array. An item that cannot be answered is told apart with a bounded word and takes no other with it.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -69,6 +70,8 @@ class ModelRunner:
         self._model = OnnxModel(release, threads)
         self._head = head_for(release, self._model.classes)
         self.name = release.model_id
+        self.model_s = 0.0
+        """Seconds in the model since the start, decoding left out."""
         self.labels = self._head.labels
 
     def check_items(self, shape: tuple[int, ...]) -> None:
@@ -150,7 +153,9 @@ class ModelRunner:
             self._model.check_item(batch.shape[1:], batch.dtype)
             # A model that takes any size may still fail on some, such as one smaller than its kernels.
             reason = MODEL_FAILED
+            began_s = time.perf_counter()
             outputs[rows] = self._model.run(batch)
+            self.model_s += time.perf_counter() - began_s
         except (ModelError, cv2.error):
             undecided.update(dict.fromkeys(rows, reason))
 

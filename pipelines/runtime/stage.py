@@ -16,17 +16,26 @@ A stage keeps its state by partition and must be able to restore it from what it
 
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from operator import attrgetter, methodcaller
 from typing import Protocol
 
 import msgspec
 import structlog
 
+from pipelines.core.progress import Doing
+from pipelines.core.work import WorkMeans
 from pipelines.errors import BrokerError, Fenced, TidegateError, TransportError
-from pipelines.transport.base import Cluster, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
+from pipelines.observe import metrics
+from pipelines.observe.instruments import Instruments
+from pipelines.observe.meters import Counts
+from pipelines.transport.base import Aborted, Cluster, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
 
 log = structlog.get_logger("tidegate.stage")
+
+_TOPIC, _TOPIC_READ = attrgetter("topic"), methodcaller("topic")
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -34,6 +43,8 @@ class Step(msgspec.Struct, frozen=True):
 
     records: Sequence[OutRecord] = ()
     offsets: Mapping[Partition, Commit] = {}
+    counts: Counts = {}
+    """Counted when that is committed."""
 
 
 NOTHING = Step()
@@ -105,8 +116,20 @@ class StageRunner:
         transactional_id: str,
         stop: threading.Event,
         limits: StageLimits | None = None,
+        name: str = "",
+        notes: bool = False,
+        instruments: Instruments | None = None,
     ) -> None:
+        """`name` is what the group knows this worker as.
+
+        `notes`: commits tell how fast it is (see `core.work`). Not for a stage that keeps something of its own in them.
+        """
         self._stage = stage
+        self._signs = instruments or Instruments()
+        self._meters = self._signs.meters
+        self._name = name
+        self._means = WorkMeans() if notes and name else None
+        self._counts: defaultdict[tuple[str, ...], float] = defaultdict(float)
         self._limits = limits or StageLimits()
         self._stop = stop
         self._records: list[OutRecord] = []
@@ -117,15 +140,17 @@ class StageRunner:
         self._dropped = ""
         self._writer = cluster.transactions(transactional_id)
         self._writer.start()
-        self._join = partial(cluster.group_reader, group, stage.topics, self)
+        self._join = partial(cluster.group_reader, group, stage.topics, self, name=name)
         self._reader = self._join()
         self._held: set[Partition] = set()
+        self._meters.watch(metrics.HELD, lambda: len(self._held))
 
     def run(self) -> None:
         """Work until stopped. Raises `OutOfRange` where retention removed what was not read, and what lasts."""
         try:
             while not self._stop.is_set():
                 try:
+                    self._signs.at(Doing.READING)
                     if self._dropped:
                         self._go_back()
                     self._turn()
@@ -145,14 +170,34 @@ class StageRunner:
         records = self._reader.poll(self._limits.batch_records, self._limits.idle_ms / 1000)
         if self._dropped:
             return  # A rebalance within poll dropped pending work: what was just read is read again.
+        began_s = time.perf_counter()
+        self._signs.at(Doing.WORKING)
         now_us = time.time_ns() // 1000
         if records:
             self._add(self._stage.process(records, now_us))
+            self._count_batch(records, time.perf_counter() - began_s)
+        else:
+            self._signs.unread(some=bool(self._held) and self._reader.has_unread)
         self._add(self._stage.tick(now_us))
         if self._due():
             self._write_pending()
+        self._meters.add(metrics.BUSY_SECONDS, time.perf_counter() - began_s)
+
+    def _count_batch(self, records: Sequence[Record], took_s: float) -> None:
+        self._signs.read()
+        topics = self._stage.topics
+        # Looking at each record is only for those that can come from several topics.
+        read = {topics[0]: len(records)} if len(topics) == 1 else Counter(map(_TOPIC_READ, records))
+        for topic, count in read.items():
+            self._meters.add(metrics.READ, count, topic)
+        self._meters.observe(metrics.BATCH_SECONDS, took_s)
+        self._meters.observe(metrics.BATCH_RECORDS, len(records))
+        if self._means is not None:
+            self._means.batch(time.monotonic(), len(records), took_s * 1e6)
 
     def _add(self, step: Step) -> None:
+        for what, count in step.counts.items():
+            self._counts[what] += count
         if not step.records and not step.offsets:
             return
         if not self._records and not self._offsets:
@@ -173,17 +218,40 @@ class StageRunner:
 
     def _write_pending(self) -> None:
         if self._records or self._offsets:
-            self._writer.write(self._records, self._offsets, self._reader)
+            self._signs.at(Doing.WRITING)
+            if self._means is not None:
+                note = str(self._means.note(self._name, self._limits.commit_interval_ms * 1000))
+                self._offsets = {p: c if c.metadata else Commit(c.offset, note) for p, c in self._offsets.items()}
+            began_s = time.perf_counter()
+            try:
+                self._writer.write(self._records, self._offsets, self._reader)
+            except (Aborted, Fenced) as error:
+                self._meters.add(metrics.TRANSACTIONS, 1, "fenced" if isinstance(error, Fenced) else "aborted")
+                raise
+            self._count_written(time.perf_counter() - began_s)
             self._failures = 0
         self._forget_pending()
 
+    def _count_written(self, took_s: float) -> None:
+        self._signs.done()
+        self._meters.add(metrics.TRANSACTIONS, 1, "committed")
+        self._meters.observe(metrics.TRANSACTION_SECONDS, took_s)
+        self._meters.add(metrics.WRITTEN_BYTES, self._pending_bytes)
+        for topic, count in Counter(map(_TOPIC, self._records)).items():
+            self._meters.add(metrics.WRITTEN, count, topic)
+        self._meters.add_all(self._counts)
+        if self._means is not None:
+            self._means.commit(time.monotonic(), took_s * 1e6)
+
     def _forget_pending(self) -> None:
         self._records, self._offsets, self._pending_bytes = [], {}, 0
+        self._counts.clear()
 
     def _wait_after(self, error: TidegateError) -> None:
         """Note that pending work is dropped, and wait. Raises the error once it has lasted too long."""
         self._forget_pending()
         self._dropped = str(error)
+        self._signs.failed(error)
         self._failures += 1
         if self._failures > self._limits.retries:
             raise error

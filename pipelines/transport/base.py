@@ -12,11 +12,14 @@ Constraints
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
+from pipelines.core.lag import Member
+from pipelines.core.topic_plan import FoundTopic, WantedTopic
 from pipelines.errors import TransportError
+from pipelines.transport.storage import Storage
 from schemas.headers import RecordHeaders
 from schemas.topics import TopicSpec
 
@@ -122,6 +125,11 @@ class GroupReader(Protocol):
         """
         ...
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether its client knew of records that it had not handed out, a few seconds ago."""
+        ...
+
     def rewind(self) -> dict[Partition, Commit]:
         """Go back to the committed offsets on every partition held, and say what they are."""
         ...
@@ -168,11 +176,70 @@ class Transactions(Protocol):
         ...
 
 
+class Known(NamedTuple):
+    """What a cluster's metadata says."""
+
+    brokers: int
+    partitions: dict[str, int]
+    """How many, by topic."""
+
+
+class Look(Protocol):
+    """Asks one cluster how its groups stand, joining none. For one thread.
+
+    Each call waits `timeout_s` at most, as the look was made with, and raises `BrokerError` where no answer came.
+    """
+
+    def known(self) -> Known:
+        """Brokers and topics."""
+        ...
+
+    def ends(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+        """The last stable offset and the high watermark of each."""
+        ...
+
+    def committed(self, group: str, partitions: Sequence[Partition]) -> dict[Partition, Commit]:
+        """Where the group stands; partitions without a commit are left out."""
+        ...
+
+    def members(self, groups: Sequence[str]) -> dict[str, list[Member]]:
+        """The members of each group, and what they hold at this moment."""
+        ...
+
+    def records_at(self, starts: Mapping[Partition, int]) -> dict[Partition, Record | None]:
+        """The first committed record at or after each offset; None where there is none up to the end.
+
+        Partitions that gave no answer in time are left out.
+        """
+        ...
+
+    def follow(self, ends: Mapping[Partition, int]) -> Iterable[Record]:
+        """Records of these partitions up to `ends`, from where the call before ended, at first from the log start.
+
+        It ends early when the time is over: see `followed`.
+        """
+        ...
+
+    def followed(self, partition: Partition) -> int:
+        """The offset that `follow` goes on at."""
+        ...
+
+    def renew(self) -> None:
+        """Begin with new connections: a client that lost its cluster may never recover."""
+        ...
+
+    def close(self) -> None:
+        """Release its connections."""
+        ...
+
+
 class Cluster(Protocol):
     """One Kafka cluster."""
 
-    def group_reader(self, group: str, topics: Sequence[str], listener: RebalanceListener) -> GroupReader:
-        """A new member of `group`."""
+    def group_reader(
+        self, group: str, topics: Sequence[str], listener: RebalanceListener, name: str = ""
+    ) -> GroupReader:
+        """A new member of `group`, known to others as `name` (its `client.id`)."""
         ...
 
     def reader(self, starts: Mapping[Partition, int], max_bytes: int = ...) -> Reader:
@@ -203,12 +270,44 @@ class Cluster(Protocol):
         """How many partitions the members of `group` hold at this moment."""
         ...
 
+    def look(self, timeout_s: float = ...) -> Look:
+        """A look at its groups from outside, each of whose calls takes `timeout_s` at most."""
+        ...
+
     def read_all(self, topics: Sequence[str], starts: Mapping[Partition, int] | None = None) -> Iterable[Record]:
         """Every record from `starts` (else the log start) to the ends at the call; all committed before is included."""
         ...
 
     def create_topics(self, specs: Sequence[TopicSpec], partitions: int, retention_ms: int) -> list[str]:
         """Create those that are missing; the names of the created. Raises `BrokerError` where one cannot be."""
+        ...
+
+    def topics(self, names: Sequence[str]) -> dict[str, FoundTopic]:
+        """Partitions, copies and settings of those that are there."""
+        ...
+
+    def topic_names(self) -> list[str]:
+        """Of all topics of the cluster."""
+        ...
+
+    def broker_configs(self) -> dict[int, dict[str, str]]:
+        """Settings of each broker that answers, by its number; empty settings where we may not see them."""
+        ...
+
+    def storage(self) -> Storage:
+        """Where its brokers keep their data. Raises `BrokerError`."""
+        ...
+
+    def offsets_at(self, partitions: Sequence[Partition], at_ms: int) -> dict[Partition, int | None]:
+        """The first offset with a timestamp of `at_ms` (milliseconds since 1970) or later; None: none is."""
+        ...
+
+    def create(self, wanted: Sequence[WantedTopic]) -> list[str]:
+        """Create these, and wait for their leaders; the names of those that nobody else created meanwhile."""
+        ...
+
+    def alter_topics(self, configs: Mapping[str, Mapping[str, str]]) -> None:
+        """Set these settings of topics, and leave all others. Raises `BrokerError` where one is refused."""
         ...
 
     def write_first_positions(self, group: str, topics: Sequence[str]) -> None:

@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import msgspec
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from pipelines.errors import TransportError
 from pipelines.transport.base import Commit, Disconnected, OutOfRange, Partition, RebalanceListener, Record
+from pipelines.transport.guard import Guard
 
 log = structlog.get_logger("tidegate.kafka")
 
@@ -31,16 +33,52 @@ READ = {
 }
 
 
+STATISTICS_MS = 5_000
+"""Between two looks of a group's reader at what its client knows."""
+
+
+class _PartitionStatistics(msgspec.Struct):
+    fetchq_cnt: int = 0
+    """Fetched, and not handed out."""
+    next_offset: int = -1
+    ls_offset: int = -1
+    """What lies before it can be read."""
+
+    @property
+    def has_unread(self) -> bool:
+        return self.fetchq_cnt > 0 or 0 <= self.next_offset < self.ls_offset
+
+
+class _TopicStatistics(msgspec.Struct):
+    partitions: dict[str, _PartitionStatistics] = {}
+
+
+class _Statistics(msgspec.Struct):
+    """What is needed of the client's statistics."""
+
+    topics: dict[str, _TopicStatistics] = {}
+
+
+_decode_statistics = msgspec.json.Decoder(_Statistics).decode
+
+READER_GROUP = "tidegate-reader"
+"""Of readers outside any group: the client requires one, and looks for its coordinator. Never joined."""
+
+
 class _Messages:
     """Takes batches from a client and sorts errors from records."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Mapping[str, Any], guard: Guard, topics: Iterable[str]) -> None:
+        self.guard = guard
+        self._topics = sorted(set(topics))
+        self._group = str(config["group.id"])
         self._noted: set[int] = set()
         self._down_since_s: float | None = None
         self.consumer = Consumer({**config, "error_cb": self._note_error})
 
     def _note_error(self, error: KafkaError) -> None:
         """Log an error of a kind once, until records flow again: a client without a broker has two a second."""
+        self.guard.note(error)
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._down_since_s is None:
             self._down_since_s = time.monotonic()
         if error.code() not in self._noted:
@@ -51,6 +89,7 @@ class _Messages:
         # Never wait inside consume(N, timeout): it waits for all N. poll() returns with the first.
         first = self.consumer.poll(timeout_s)
         if first is None:
+            self.guard.raise_if_refused()
             self._refuse_if_lost()
             return []
         taken = [first, *self.consumer.consume(max_records - 1, 0)] if max_records > 1 else [first]
@@ -58,6 +97,7 @@ class _Messages:
         if not bad:
             self._noted.clear()
             self._down_since_s = None
+            self.guard.connected()
             return cast("list[Record]", taken)
         for message in bad:
             self._sort(message)
@@ -70,29 +110,49 @@ class _Messages:
 
     def _sort(self, message: Any) -> None:
         error = message.error()
+        self.refuse_if_denied(error, message.topic() or "")
         if error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise OutOfRange(f"{message.topic()}[{message.partition()}]: {error.str()}")
         if error.fatal():
             raise TransportError(f"the consumer failed: {error.str()}")
-        if error.code() != KafkaError._PARTITION_EOF:
+        if error.code() == KafkaError._PARTITION_EOF:
+            self.guard.connected()
+        else:
             self._note_error(error)
+
+    def refuse_if_denied(self, error: KafkaError, topic: str = "") -> None:
+        """Raise `AccessError` where a permission is missing, on the group or on a topic."""
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            self.guard.raise_if_denied(error, "use", self._group)
+        self.guard.raise_if_denied(error, "read", *([topic] if topic else self._topics))
 
 
 class KafkaGroupReader:
     """A member of a consumer group (KIP-848 unless the options say `group.protocol: classic`)."""
 
     def __init__(
-        self, options: Mapping[str, Any], group: str, topics: Sequence[str], listener: RebalanceListener
+        self,
+        options: Mapping[str, Any],
+        group: str,
+        topics: Sequence[str],
+        listener: RebalanceListener,
+        name: str = "",
+        guard: Guard | None = None,
     ) -> None:
-        config = {**READ, "group.id": group, "group.protocol": "consumer", **options}
+        known_as = {"client.id": name} if name else {}
+        watched = {"statistics.interval.ms": STATISTICS_MS, "stats_cb": self._note_statistics}
+        config = {**READ, **watched, "group.id": group, "group.protocol": "consumer", **options, **known_as}
         if config["group.protocol"] == "consumer":
             # The range assignor gives the same partition number of every topic to one member: settlers need that.
             config.setdefault("group.remote.assignor", "range")
         else:
             config.setdefault("partition.assignment.strategy", "range")
-        self._messages = _Messages(config)
+        self.group = group
+        self._messages = _Messages(config, guard or Guard("Kafka", options), topics)
         self._listener = listener
         self._held: set[Partition] = set()
+        self.has_unread = False
+        """Whether the client knew of records that it had not handed out, at its last statistics."""
         self._given_up = 0
         self._closing = self._abandoned = False
         self.consumer.subscribe(
@@ -133,13 +193,23 @@ class KafkaGroupReader:
         self._closing = self._abandoned = True
         threading.Thread(target=self.consumer.close, daemon=True, name="abandoned").start()
 
+    def _note_statistics(self, text: str) -> None:
+        topics = _decode_statistics(text).topics
+        self.has_unread = any(
+            (one := topics[topic].partitions.get(str(number))) is not None and one.has_unread
+            for topic, number in self._held
+            if topic in topics
+        )
+
     def _committed(self, partitions: Sequence[Partition]) -> dict[Partition, Commit]:
         if not partitions:
             return {}
         try:
             found = self.consumer.committed([TopicPartition(*p) for p in partitions], REQUEST_TIMEOUT_S)
         except KafkaException as error:
+            self._messages.refuse_if_denied(error.args[0])
             raise TransportError(f"cannot read the committed offsets: {error.args[0].str()}") from error
+        self._messages.guard.connected()
         return {(tp.topic, tp.partition): Commit(max(tp.offset, 0), tp.metadata or "") for tp in found}
 
     def _on_assign(self, consumer: Consumer, given: list[TopicPartition]) -> None:
@@ -172,17 +242,23 @@ class KafkaGroupReader:
 class KafkaReader:
     """Reads the partitions it was given, outside any group."""
 
-    def __init__(self, options: Mapping[str, Any], starts: Mapping[Partition, int], max_bytes: int) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        starts: Mapping[Partition, int],
+        max_bytes: int,
+        guard: Guard | None = None,
+    ) -> None:
         config = {
             **READ,
             **{key: value for key, value in options.items() if not key.startswith("group.")},
-            "group.id": "tidegate-reader",  # Required by the client; never joined, never committed to.
+            "group.id": READER_GROUP,
             "enable.partition.eof": True,
             # A transaction's marker behind the last record makes reaching the end wait this long, not half a second.
             "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": max(max_bytes >> 10, 1),
         }
-        self._messages = _Messages(config)
+        self._messages = _Messages(config, guard or Guard("Kafka", options), {topic for topic, _ in starts})
         self._messages.consumer.assign([TopicPartition(*p, offset) for p, offset in starts.items()])
         self._starts = dict(starts)
 

@@ -9,15 +9,18 @@ How a failure is told apart (KIP-98, KIP-360, KIP-447, and librdkafka's error pr
   reads the committed positions after `start` therefore reads the truth.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from pipelines.errors import Fenced, TransportError
 from pipelines.transport.base import Aborted, Commit, Compression, GroupReader, OutRecord, Partition
+from pipelines.transport.guard import Guard
 from pipelines.transport.kafka_read import KafkaGroupReader
+from schemas.topics import RECORD_BYTES_MOST
 
 log = structlog.get_logger("tidegate.kafka")
 
@@ -29,9 +32,6 @@ REQUEST_TIMEOUT_S = 5.0
 RETRY_LIMIT = 2
 """Tries of one call, each up to `REQUEST_TIMEOUT_S`. Soon after the time-out the transaction is lost in any case:
 longer waits would only keep a client that may never recover (see `RENEW_AFTER_S`)."""
-
-RECORD_BYTES_MOST = 16 << 20
-"""Of a record with media: Kafka's own 1 MB is less than a phone's photograph. Topics are created with it, too."""
 
 WRITE = {
     "message.max.bytes": RECORD_BYTES_MOST,
@@ -46,6 +46,11 @@ WRITE = {
     "queue.buffering.max.kbytes": 64 << 10,
 }
 
+_QUIET = logging.getLogger("tidegate.librdkafka")
+"""The client prints fatal errors whatever its level is, even behind our own last line. They reach us as errors too."""
+_QUIET.addHandler(logging.NullHandler())
+_QUIET.propagate = False
+
 _FENCED = {
     KafkaError._FENCED,
     KafkaError._FATAL,
@@ -59,24 +64,35 @@ _PRODUCER_FENCED = 90
 class KafkaTransactions:
     """Writes atomically under one transactional id."""
 
-    def __init__(self, options: Mapping[str, Any], transactional_id: str, compression: Compression) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        transactional_id: str,
+        compression: Compression,
+        guard: Guard | None = None,
+    ) -> None:
         own = {"transactional.id": transactional_id, "compression.type": compression}
         if compression == "zstd":
             own["compression.level"] = "1"
         self._config = {**WRITE, **own, **{key: v for key, v in options.items() if not key.startswith("group.")}}
+        self._guard = guard or Guard("Kafka", options)
         self._producer: Producer | None = None
         self._noted: set[int] = set()
         self.transactional_id = transactional_id
 
     def start(self) -> None:
-        """Fence every earlier holder of the id and roll back what it had open. Raises `TransportError`, `Fenced`."""
+        """Fence every earlier holder of the id and roll back what it had open.
+
+        Raises `TransportError`, `Fenced`, `AccessError`.
+        """
         if self._producer is not None:
             return
-        producer = Producer({**self._config, "error_cb": self._note_error})
+        producer = Producer({**self._config, "error_cb": self._note_error, "logger": _QUIET})
         try:
-            self._retrying(lambda: producer.init_transactions(REQUEST_TIMEOUT_S))
+            self._retrying(lambda: self._guard.in_slices(producer.init_transactions, producer.poll, REQUEST_TIMEOUT_S))
         except KafkaException as error:
             cause = error.args[0]
+            self._guard.raise_if_denied(cause, "write under", self.transactional_id)
             refusal = Fenced if _is_fenced(cause) else TransportError
             raise refusal(f"'{self.transactional_id}' cannot begin to write: {cause.str()}") from error
         self._producer = producer
@@ -87,13 +103,15 @@ class KafkaTransactions:
         offsets: Mapping[Partition, Commit] | None = None,
         group: GroupReader | None = None,
     ) -> None:
-        """One transaction: the records, and where `group` goes on. Raises `Aborted` or `Fenced`."""
+        """One transaction: the records, and where `group` goes on. Raises `Aborted`, `Fenced` or `AccessError`."""
         producer = self._producer
         if producer is None:
             raise Aborted(f"the writer '{self.transactional_id}' must be started again")
+        topics: set[str] = set()
         try:
             producer.begin_transaction()
             for record in records:
+                topics.add(record.topic)
                 self._produce(producer, record)
             if offsets and isinstance(group, KafkaGroupReader):
                 positions = [TopicPartition(*p, c.offset, c.metadata) for p, c in offsets.items()]
@@ -102,7 +120,17 @@ class KafkaTransactions:
             self._retrying(lambda: producer.commit_transaction(REQUEST_TIMEOUT_S))
             self._noted.clear()
         except KafkaException as error:
-            raise self._rolled_back(producer, error) from error
+            refusal = self._rolled_back(producer, error)
+            self._raise_if_denied(error.args[0], sorted(topics), group)
+            raise refusal from error
+
+    def _raise_if_denied(self, error: KafkaError, topics: Sequence[str], group: GroupReader | None) -> None:
+        """Raise `AccessError` where it failed because a permission is missing: nothing was written."""
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED and isinstance(group, KafkaGroupReader):
+            self._guard.raise_if_denied(error, "use", group.group)
+        if error.code() == KafkaError._INCONSISTENT and topics:  # Some could not be delivered; it does not say why.
+            self._guard.raise_if_lacking("write", topics)
+        self._guard.raise_if_denied(error, "write", *topics)
 
     def close(self) -> None:
         """Release its connections. Nothing is open: `write` ends what it begins."""
@@ -146,6 +174,7 @@ class KafkaTransactions:
 
     def _note_error(self, error: KafkaError) -> None:
         """Log an error of a kind once, until a transaction is written again."""
+        self._guard.note(error)
         if error.code() not in self._noted:
             self._noted.add(error.code())
             log.warning("kafka_connection", id=self.transactional_id, error=error.str())
@@ -153,3 +182,15 @@ class KafkaTransactions:
 
 def _is_fenced(error: KafkaError) -> bool:
     return error.code() in _FENCED or error.code() == _PRODUCER_FENCED or error.fatal()
+
+
+def commit_in_transaction(
+    options: Mapping[str, Any], consumer: Consumer, transactional_id: str, offsets: list[TopicPartition]
+) -> None:
+    """Set a group's offsets, without being a member, while it has members. Raises `KafkaException`."""
+    own = {key: value for key, value in options.items() if not key.startswith("group.")}
+    producer = Producer({**WRITE, **own, "transactional.id": transactional_id, "error_cb": lambda _error: None})
+    producer.init_transactions(REQUEST_TIMEOUT_S)
+    producer.begin_transaction()
+    producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), REQUEST_TIMEOUT_S)
+    producer.commit_transaction(REQUEST_TIMEOUT_S)

@@ -318,3 +318,59 @@ def test_nobody_there_is_one_line():
 def test_errors_of_transport_are_ours():
     assert issubclass(Aborted, TransportError)
     assert issubclass(OutOfRange, TransportError)
+
+
+# -- looking at groups from outside ------------------------------------------------------------------------------------
+
+
+def test_a_look_finds_the_first_record_at_an_offset_and_none_in_markers(cluster, topic):
+    one = writer(cluster, f"{topic}.w")
+    one.write([OutRecord(topic, b"0", partition=0), OutRecord(topic, b"1", partition=0)])  # Offset 2 is the marker.
+    with pytest.raises(Aborted):
+        one.write([OutRecord(topic, b"never", partition=0), OutRecord(topic, b"x" * (20 << 20))])
+    one.start()
+    one.write([OutRecord(topic, b"last", partition=0)])
+    settled(cluster, topic)
+    with closing(cluster.look(5.0)) as look:
+        assert look.known().partitions[topic] == PARTITIONS
+        places = [(topic, 0), (topic, 1)]
+        ends = look.ends(places)
+        assert {place: end for place, (end, _) in ends.items()} == cluster.end_offsets([topic])
+        last = ends[topic, 0][0] - 2
+        for start, expected in ((0, b"0"), (1, b"1"), (2, b"last"), (last, b"last")):
+            found = look.records_at({(topic, 0): start, (topic, 1): 0})
+            assert found[topic, 0].value() == expected
+            assert found[topic, 1] is None
+        assert look.records_at({(topic, 0): last + 1}) == {(topic, 0): None}
+
+
+def test_a_look_follows_on_from_where_it_ended(cluster, topic):
+    one = writer(cluster, f"{topic}.w")
+    with closing(cluster.look(5.0)) as look:
+        seen = []
+        for values_now in ([b"0", b"1"], [b"2"], []):
+            if values_now:
+                one.write([OutRecord(topic, value, partition=0) for value in values_now])
+            settled(cluster, topic)
+            ends = {place: end for place, (end, _) in look.ends([(topic, 0), (topic, 1)]).items()}
+            assert [record.value() for record in look.follow(ends)] == values_now
+            assert all(look.followed(place) >= end for place, end in ends.items())
+            seen += values_now
+            if values_now == [b"2"]:
+                look.renew()
+        assert seen == [b"0", b"1", b"2"]
+
+
+def test_a_look_names_members_and_what_they_hold(cluster, topic):
+    cluster.write_first_positions(f"{topic}.g", [topic])
+    with closing(cluster.look(5.0)) as look:
+        assert look.members([f"{topic}.g", f"{topic}.nobody"]) == {f"{topic}.g": [], f"{topic}.nobody": []}
+        assert look.committed(f"{topic}.g", [(topic, 0)]) == {(topic, 0): Commit(0)}
+        assert look.committed(f"{topic}.nobody", [(topic, 0)]) == {}
+        listener = Listener()
+        reader = cluster.group_reader(f"{topic}.g", [topic], listener, "worker-7")
+        read_until(reader, 0, lambda: len(listener.held) == PARTITIONS)
+        (member,) = look.members([f"{topic}.g"])[f"{topic}.g"]
+        assert (member.name, member.partitions) == ("worker-7", [(topic, 0), (topic, 1)])
+        assert member.host
+        reader.close()

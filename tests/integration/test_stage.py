@@ -10,7 +10,10 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipelines.core.work import WorkNote
 from pipelines.errors import BrokerError
+from pipelines.observe.instruments import Instruments
+from pipelines.observe.metrics import ITEMS, READ, TRANSACTIONS, WRITTEN
 from pipelines.runtime.stage import NOTHING, StageLimits, StageRunner, Step, offsets_after
 from pipelines.transport.base import Aborted, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
 from pipelines.transport.kafka import KafkaCluster
@@ -94,8 +97,8 @@ class Faulty(KafkaCluster):
         writer.write = counted  # type: ignore[method-assign]
         return writer
 
-    def group_reader(self, group: str, *given: Any) -> Any:
-        reader = super().group_reader(group, *given)
+    def group_reader(self, group: str, *given: Any, **named: Any) -> Any:
+        reader = super().group_reader(group, *given, **named)
         poll, last, calls = reader.poll, self.lost_at_poll, [0]
         self.lost_at_poll = 0
 
@@ -303,3 +306,88 @@ def test_what_lasts_is_raised_after_the_stated_tries(cluster, site, send):
     assert cluster.left == limits.retries + 1
     assert stage.closed
     assert list(cluster.read_all([f"{site}.out"])) == []
+
+
+class Telling(Echo):
+    """Counts what it answers, and may keep something of its own in its commits."""
+
+    own = ""
+
+    def process(self, records: Sequence[Record], now_us: int) -> Step:
+        step = super().process(records, now_us)
+        offsets = {partition: Commit(commit.offset, self.own) for partition, commit in step.offsets.items()}
+        return Step(step.records, offsets, {(ITEMS, "answered_edge", ""): len(records)})
+
+
+@pytest.mark.parametrize("own", ["", "mine"])
+def test_meters_count_what_was_committed_and_commits_say_how_fast_their_worker_is(cluster, site, send, own):
+    send(0, RECORDS)
+    cluster.writes = {2: refuse, 3: lose_the_answer, 5: refuse}
+    stage, stop, instruments = Telling(f"{site}.in", f"{site}.out"), threading.Event(), Instruments("edge", site)
+    stage.own = own
+    runner = StageRunner(
+        stage,
+        cluster,
+        group=site,
+        transactional_id=f"stage.{site}.0",
+        stop=stop,
+        limits=QUICK,
+        name="edge-0",
+        notes=True,
+        instruments=instruments,
+    )
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(runner.run)
+        answers(cluster, site, RECORDS)
+        stop.set()
+        done.result(WAIT_S)
+
+    def counted(name: str, **labels: str) -> float:
+        return instruments.meters.registry.get_sample_value(name, {"site": site, "kind": "edge", **labels}) or 0.0
+
+    lost = RECORDS - counted(ITEMS, outcome="answered_edge", reason="")
+    assert 0 < lost <= QUICK.batch_records, "of the one commit whose answer was lost, nobody knows"
+    assert counted(WRITTEN, topic=f"{site}.out") == RECORDS - lost
+    assert counted(READ, topic=f"{site}.in") > RECORDS, "what was rolled back is read again"
+    assert counted(TRANSACTIONS, result="aborted") == 3
+    assert counted(TRANSACTIONS, result="committed") >= RECORDS / QUICK.batch_records - 1
+    assert instruments.why_not() == ""
+    for commit in cluster.committed(site, [f"{site}.in"]).values():
+        note = WorkNote.read(commit.metadata)
+        if own:
+            assert commit.metadata == own, "a stage's own comes first"
+        else:
+            assert note is not None
+            assert note.worker == "edge-0"
+            assert min(note.record_us, note.commit_us, note.capacity_per_s) > 0
+
+
+class Nobody:
+    """Hears of partitions, and does nothing about it."""
+
+    def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
+        pass
+
+    def revoked(self, partitions: Sequence[Partition]) -> None:
+        pass
+
+    lost = revoked
+
+
+def test_a_client_knows_whether_there_is_more_to_read_markers_left_out(broker, cluster, site, send):
+    send(0, RECORDS)
+    watched = KafkaCluster("kafka.edge", broker.bootstrap, {"statistics.interval.ms": 20})
+    with closing(watched), closing(watched.group_reader(site, [f"{site}.in"], Nobody())) as reader:
+
+        def read(until: Callable[[], bool], most: int) -> int:
+            count = 0
+            for _ in range(int(WAIT_S / 0.05)):
+                count += len(reader.poll(most, 0.05))
+                if until():
+                    return count
+            raise AssertionError(f"{count} were read")
+
+        count = read(lambda: reader.has_unread, 1)
+        assert count < RECORDS
+        # Behind the last record of each partition lies the marker of its transaction.
+        assert count + read(lambda: not reader.has_unread, RECORDS) == RECORDS

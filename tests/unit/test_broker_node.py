@@ -121,3 +121,11 @@ def test_the_state_is_plain_json(tmp_path: Path, installation: Installation) -> 
     node = prepare(tmp_path, installation)
     state = msgspec.json.decode((tmp_path / "node.json").read_bytes())
     assert node.bootstrap == f"127.0.0.1:{state['broker_port']}"
+
+
+@pytest.mark.parametrize(("name", "told"), [("plain", True), ("with space", True), ("a,b", False), ("für", False)])
+def test_a_broker_tells_its_data_folder_to_who_asks(tmp_path: Path, installation: Installation, name, told) -> None:
+    """A comma would be two folders, and the file is ASCII: there the name stays relative."""
+    prepare(tmp_path / name, installation)
+    lines = (tmp_path / name / "server.properties").read_text("ascii").splitlines()
+    assert f"log.dirs={tmp_path / name / 'data' if told else 'data'}" in lines

@@ -29,11 +29,11 @@ def sections(kind: type[msgspec.Struct], prefix: str = "") -> dict[str, object]:
     for field in msgspec.structs.fields(kind):
         inner = field.type
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            found |= sections(inner, f"{prefix}{field.name}.")
+            found |= sections(inner, f"{prefix}{field.encode_name}.")
         elif field.default_factory is not msgspec.NODEFAULT:
-            found[prefix + field.name] = field.default_factory()
+            found[prefix + field.encode_name] = field.default_factory()
         else:
-            found[prefix + field.name] = GIVEN if field.default is msgspec.NODEFAULT else field.default
+            found[prefix + field.encode_name] = GIVEN if field.default is msgspec.NODEFAULT else field.default
     return found
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.cli.topics import layout_of
 from pipelines.config import clusters, load
 from pipelines.config.clusters import ENVIRONMENT
 from pipelines.config.home import Running, pipeline_dir, write_running
@@ -46,6 +47,19 @@ def test_the_smallest_file_has_every_default_and_absolute_paths(tmp_path):
         (SMALLEST + "site: Shop 1", "`site: Shop 1` may have small letters"),
         (SMALLEST + "retention: 1m", "`retention` is shorter than `outage_budget`"),
         (SMALLEST + "encode: {resize: [0, 5]}", "`encode.resize` takes width and height"),
+        (
+            SMALLEST + "topics: {replicas: 3}",
+            "`topics.replicas` is not a known key: did you mean `topics.replication`?",
+        ),
+        (
+            SMALLEST + "topics: {configs: {item: {a: 1}}}",
+            "`topics.configs.item` is no kind of topic: did you mean `items`",
+        ),
+        (
+            SMALLEST + "topics: {configs: {ledger: {retention.ms: 9}}}",
+            "`topics.configs.ledger.retention.ms`: nothing is",
+        ),
+        (SMALLEST + "topics: {replication: 2, min_insync: 3}", "`topics.min_insync` is larger than"),
         ("name: shop\nsource: {path: x, rate: 10}", "source.rate: 10 is not a rate: write `10/s`"),
         ("name: shop", "required field `source`"),
         ("- a", "holds no keys"),
@@ -72,6 +86,14 @@ def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path, text, said):
     assert said in line
     assert "\n" not in line
     assert line.startswith(str(file))
+
+
+def test_settings_of_topics_reach_the_layout_as_kafka_writes_them(tmp_path):
+    text = "topics: {replication: 3, configs: {items: {segment.ms: 5, preallocate: true, compression.type: zstd}}}"
+    layout = layout_of(load(written(tmp_path, f"{SMALLEST}cloud: {{sites: [a, b]}}\n{text}\n")))
+    assert layout.configs == {"items": {"segment.ms": "5", "preallocate": "true", "compression.type": "zstd"}}
+    assert (layout.replication, layout.min_insync, layout.outage_budget_ms) == (3, None, 3_600_000)
+    assert [layout.sites_of(tier) for tier in Tier] == [["site-1"], ["a", "b"]]
 
 
 def test_a_missing_file_says_what_writes_one(tmp_path):

@@ -16,6 +16,7 @@ from edge_workers.inference import EdgeStage
 from pipelines.codecs.base import find_codec
 from pipelines.errors import ConfigError, TransportError
 from pipelines.models.release import load_release
+from pipelines.observe.metrics import FOREIGN_RECORDS, ITEMS, MODEL_SECONDS
 from pipelines.routing.base import Route, decide
 from pipelines.routing.find import build_policy
 from pipelines.runtime.dead_letters import FROM, REASON
@@ -413,12 +414,38 @@ def test_a_failed_control_reader_is_opened_anew(runner, cluster):
 def test_what_was_let_go_is_logged_once_in_a_while(runner, cluster, capsys):
     made = stage(runner, cluster)
     for seq in range(3):
-        made.process([Fake(b"", None, at=seq)], NOW_US)
+        made.process([Fake(b"", None, at=seq), item(b"short", seq)], NOW_US)
         made.tick(NOW_US + seq)
     made.tick(NOW_US + 10_000_000)
     made.tick(NOW_US + 30_000_000)
     lines = [line for line in capsys.readouterr().out.splitlines() if "let_go" in line]
-    assert [line.split("foreign=")[1].split()[0] for line in lines] == ["1", "2"]
+    assert [dict(word.split("=") for word in line.split() if "=" in word) for line in lines] == [
+        {
+            "reason": reason,
+            "records": str(records),
+            "topic": "s.items",
+            "partition": "0",
+            "offset": str(offset),
+            **named,
+        }
+        for records, offset in ((1, 0), (2, 1))
+        for reason, named in (
+            ("foreign", {}),
+            ("undecodable", {"stream": "cam", "epoch": "2", "seq": str(offset)}),
+        )
+    ]
+
+
+def test_a_step_says_what_is_to_be_counted_once_it_is_committed(runner, cluster):
+    made = stage(runner, cluster)
+    records = [item(SURE, 0), item(SURE, 1, 1), item(UNSURE, 2), item(b"short", 3), Fake(b"", None, at=4)]
+    counts = dict(made.process(records, NOW_US).counts)
+    assert counts.pop((MODEL_SECONDS,)) > 0
+    assert counts == {
+        (ITEMS, "answered_edge", ""): 2,
+        (ITEMS, "dead_lettered", "undecodable"): 1,
+        (FOREIGN_RECORDS,): 1,
+    }
 
 
 def test_the_runner_answers_in_order_whatever_the_codec_and_size(runner):

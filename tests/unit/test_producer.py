@@ -15,8 +15,19 @@ from edge_workers.sources.base import Frame, Split, open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.units import Rate
 from pipelines.errors import BrokerError, Fenced, SourceError, TakenOver, TransportError
+from pipelines.observe.instruments import Instruments
+from pipelines.observe.metrics import (
+    CAPTURED,
+    CAPTURING,
+    ITEMS,
+    SOURCE_ENDED,
+    TRANSACTIONS,
+    WRITTEN,
+    WRITTEN_BYTES,
+)
 from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.transport.base import Aborted, OutRecord
+from pipelines.transport.storage import Storage
 from schemas import headers, wire
 from schemas.ledger import Outcome
 from schemas.positions import StreamPosition
@@ -45,10 +56,14 @@ class MemoryCluster:
         self.ids = []
         self.fenced = False
         self.started = 0
+        self.kept = Storage("kafka.edge", "kafka:9092", ["/var/lib/kafka"])
 
     def transactions(self, transactional_id, compression):
         self.ids.append((transactional_id, compression))
         return self
+
+    def storage(self):
+        return self.kept
 
     def start(self):
         self.started += 1
@@ -93,7 +108,15 @@ class Digits:
 
 
 def producer(
-    cluster, source, codec="raw", limits=None, stop=None, preprocess=None, clock_us=lambda: 1_000_000_000, **given
+    cluster,
+    source,
+    codec="raw",
+    limits=None,
+    stop=None,
+    preprocess=None,
+    clock_us=lambda: 1_000_000_000,
+    instruments=None,
+    **given,
 ):
     options = {"rate": Rate(), "deadline_us": 5_000, **given}
     limits = limits or ProducerLimits(retry_first_s=0)
@@ -106,6 +129,7 @@ def producer(
         stop=stop or threading.Event(),
         limits=limits,
         clock_us=clock_us,
+        instruments=instruments,
     )
 
 
@@ -172,6 +196,41 @@ def test_a_producer_ends_when_the_positions_are_anothers():
     with pytest.raises(TakenOver):
         producer(cluster, Digits(streams=1)).run()
     assert not cluster.items()
+
+
+def outage(cluster, failures, said):
+    """A producer whose Kafka takes nothing `failures` times; `said` gets `not_capturing` at each beginning."""
+
+    class Told(Digits):
+        def frames(self, stream, after):
+            said.append(capturing.not_capturing)
+            return super().frames(stream, after)
+
+    cluster.fates = iter(["aborted"] * failures)
+    capturing = producer(cluster, Told(streams=1), limits=ProducerLimits(retries=9, retry_first_s=0))
+    return capturing
+
+
+def test_while_kafka_takes_nothing_the_producer_says_which_folder_and_goes_on_with_the_same_seqs():
+    cluster, said = MemoryCluster(), []
+    capturing = outage(cluster, 5, said)
+    capturing.run()
+    told = (
+        "kafka.edge at kafka:9092 takes no records; its folder is /var/lib/kafka: look there whether that disk is full"
+    )
+    assert [line[: len(told)] for line in said] == ["", "", "", *[told] * 3]
+    assert capturing.not_capturing == ""
+    assert [header.first_seq for header, _ in cluster.items()] == list(range(11))
+
+
+def test_a_full_disk_on_this_machine_is_said_at_once_and_in_the_final_error(tmp_path, monkeypatch):
+    cluster, said = MemoryCluster(), []
+    cluster.kept = Storage("kafka.edge", "127.0.0.1:9092", [str(tmp_path)])
+    monkeypatch.setattr("pipelines.transport.storage.FULL_BYTES", 1 << 62)
+    with pytest.raises(TransportError, match=rf"the disk of its folder {tmp_path} is full .* make room there"):
+        outage(cluster, 10, said).run()
+    assert "is full" in said[1]
+    assert cluster.items() == []
 
 
 @pytest.mark.parametrize("error", [TransportError, BrokerError])
@@ -310,3 +369,22 @@ def test_a_file_that_went_away_is_an_item_all_the_same(tmp_path):
     assert [header.first_seq for header, _ in cluster.items()] == [1]
     [letter] = cluster.written[TOPICS.dead_letters]
     assert dict(letter.headers)[FROM] == f"{tmp_path / 'a.png'}@0"
+
+
+def test_a_producer_s_meters_count_what_was_committed_once():
+    cluster, instruments = MemoryCluster(["aborted", "done", "aborted"]), Instruments("produce", "site-1")
+    contents = [np.full((2, 2), number, np.uint8) for number in range(9)] + [b"no image"] * 2
+    limits = ProducerLimits(transaction_records=4, retry_first_s=0)
+    producer(cluster, Digits(contents=contents), codec="jpeg", limits=limits, instruments=instruments).run()
+
+    def counted(name, **labels):
+        return instruments.meters.registry.get_sample_value(name, {"site": "site-1", "kind": "produce", **labels})
+
+    assert counted(CAPTURED) == 11
+    assert counted(WRITTEN, topic=TOPICS.items) == len(cluster.items()) == 9
+    assert counted(WRITTEN, topic=TOPICS.positions) == len(cluster.written[TOPICS.positions])
+    assert counted(WRITTEN_BYTES) == sum(out.size_bytes for topic in cluster.written.values() for out in topic)
+    assert counted(ITEMS, outcome="dead_lettered", reason="unreadable") == 2
+    assert (counted(TRANSACTIONS, result="committed"), counted(TRANSACTIONS, result="aborted")) == (3, 2)
+    assert (counted(CAPTURING), counted(SOURCE_ENDED)) == (1, 1)
+    assert instruments.why_not() == ""

@@ -119,7 +119,7 @@ def test_every_import_of_the_packages_is_declared(texts) -> None:
     """A package that only comes along with another one is gone when that one changes."""
     module_of = {"opencv-python-headless": "cv2", "pyyaml": "yaml"}
     declared = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["demo"]]
-    declared += PROJECT["optional-dependencies"]["train"]
+    declared += [*PROJECT["optional-dependencies"]["train"], *PROJECT["optional-dependencies"]["testing"]]
     names = {re.match(r"[A-Za-z0-9_.-]+", line)[0].lower() for line in declared}
     known = {module_of.get(name, name.replace("-", "_")) for name in names} | sys.stdlib_module_names | {*PACKAGES}
     unknown = {

@@ -4,6 +4,7 @@ node.lock            held by the JVM for as long as it lives
 node.json            cluster id and broker port, kept from start to start: clients reconnect to the same address
 server.properties    written anew at each start
 data/                the log; formatted once
+security/            of a secured node: its authority and certificates (secured.py)
 logs/ tmp/           broker.log (bounded), console.log; native libraries that the JVM unpacks
 """
 
@@ -22,7 +23,8 @@ from pipelines.errors import BrokerError
 from pipelines.transport.broker.jvm import Installation
 from pipelines.transport.broker.paths import os_errors
 from pipelines.transport.broker.process import Launch
-from pipelines.transport.broker.settings import HOST, BrokerSettings, server_properties
+from pipelines.transport.broker.secured import ensure_security
+from pipelines.transport.broker.settings import HOST, SECURITY_DIR, BrokerSettings, server_properties
 
 # Below the ports that the kernel gives to outgoing connections: a client that tries to reach a broker which is down
 # could otherwise be given the broker's own port and hold it.
@@ -38,6 +40,8 @@ class Identity(msgspec.Struct, frozen=True):
 
     cluster_id: str
     broker_port: int
+    scram_port: int | None = None
+    """Of a secured node."""
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -48,6 +52,8 @@ class Node(msgspec.Struct, frozen=True):
     command: list[str]
     log_offset: int
     lock: int
+    scram_bootstrap: str | None = None
+    """Of a secured node: where passwords are taken."""
 
     @property
     def log_path(self) -> Path:
@@ -77,25 +83,26 @@ def is_free(port: int) -> bool:
         return True
 
 
-def free_port(taken: int = 0) -> int:
+def free_port(*taken: int | None) -> int:
     """A free loopback port other than `taken`. Raises `BrokerError` where none is found in a hundred tries."""
     for port in random.sample(PORTS, PORT_TRIES):
-        if port != taken and is_free(port):
+        if port not in taken and is_free(port):
             return port
     raise BrokerError(f"no free port on {HOST} between {PORTS[0]} and {PORTS[-1]}", remedy="end what listens there")
 
 
-def prepare(node_dir: Path, installation: Installation, *, keep_port: bool = False) -> Node:
+def prepare(node_dir: Path, installation: Installation, *, keep_port: bool = False, secured: bool = False) -> Node:
     """Make the folder ready for a start, and take its lock.
 
     The broker's port is the one of the last start; where that is taken, another, or with `keep_port` a `BrokerError`.
+    `secured`: TLS, logins and permissions, see `secured.py`.
     """
     with os_errors():
         for name in ("logs", "tmp"):
             (node_dir / name).mkdir(parents=True, exist_ok=True)
     lock = _lock(node_dir)
     try:
-        return _prepare(node_dir, installation, lock, keep_port=keep_port)
+        return _prepare(node_dir, installation, lock, keep_port=keep_port, secured=secured)
     except BaseException:
         os.close(lock)
         raise
@@ -116,12 +123,17 @@ def _lock(node_dir: Path) -> int:
     return lock
 
 
-def _prepare(node_dir: Path, installation: Installation, lock: int, *, keep_port: bool) -> Node:
+def _prepare(node_dir: Path, installation: Installation, lock: int, *, keep_port: bool, secured: bool) -> Node:
     with os_errors():
-        identity = _identity(node_dir, keep_port=keep_port)
+        if secured:
+            ensure_security(node_dir / SECURITY_DIR)
+        identity = _identity(node_dir, keep_port=keep_port, secured=secured)
         _format(node_dir / "data", identity.cluster_id, installation.checkpoint)
         settings = BrokerSettings(
-            broker_port=identity.broker_port, controller_port=free_port(taken=identity.broker_port)
+            broker_port=identity.broker_port,
+            controller_port=free_port(identity.broker_port, identity.scram_port),
+            scram_port=identity.scram_port if secured else None,
+            log_dirs=_as_property(node_dir / "data"),
         )
         (node_dir / "server.properties").write_text(server_properties(settings), "ascii")
     log = node_dir / "logs" / "broker.log"
@@ -133,10 +145,11 @@ def _prepare(node_dir: Path, installation: Installation, lock: int, *, keep_port
         ),
         log_offset=log.stat().st_size if log.is_file() else 0,
         lock=lock,
+        scram_bootstrap=f"{HOST}:{settings.scram_port}" if settings.scram_port is not None else None,
     )
 
 
-def _identity(node_dir: Path, *, keep_port: bool) -> Identity:
+def _identity(node_dir: Path, *, keep_port: bool, secured: bool) -> Identity:
     path = node_dir / "node.json"
     try:
         known = msgspec.json.decode(path.read_bytes(), type=Identity)
@@ -146,15 +159,25 @@ def _identity(node_dir: Path, *, keep_port: bool) -> Identity:
         raise BrokerError(
             f"{path} cannot be read ({error})", remedy="give another data directory, or remove this one"
         ) from error
-    if not is_free(known.broker_port):
-        if keep_port:
-            raise BrokerError(
-                f"port {known.broker_port} of the broker in {node_dir} is taken by another process",
-                remedy="end that process",
-            )
-        known = msgspec.structs.replace(known, broker_port=free_port(taken=known.broker_port))
+    if secured and known.scram_port is None:
+        known = msgspec.structs.replace(known, scram_port=free_port(known.broker_port))
+    ports = {"broker_port": known.broker_port, **({"scram_port": known.scram_port} if secured else {})}
+    for field, port in ports.items():
+        if port is not None and not is_free(port):
+            if keep_port:
+                raise BrokerError(
+                    f"port {port} of the broker in {node_dir} is taken by another process", remedy="end that process"
+                )
+            other = free_port(known.broker_port, known.scram_port)
+            known = msgspec.structs.replace(known, **{field: other})
     path.write_bytes(msgspec.json.encode(known))
     return known
+
+
+def _as_property(data: Path) -> str:
+    """The data folder as Kafka tells it to who asks for `log.dirs`; relative where it could not be written so."""
+    told = str(data.absolute())
+    return told if told.isascii() and told.isprintable() and not {",", "\\"} & set(told) else data.name
 
 
 def _format(data: Path, cluster_id: str, checkpoint: Path) -> None:

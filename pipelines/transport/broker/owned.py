@@ -15,6 +15,7 @@ from pipelines.errors import BrokerError
 from pipelines.transport.broker.install import install
 from pipelines.transport.broker.node import Node, port_was_taken, prepare, why_it_died
 from pipelines.transport.broker.process import DEFAULT_GRACE_S, output_of, read_until
+from pipelines.transport.broker.settings import SECURITY_DIR
 
 # A start takes 2 s; recovery of a large log after `kill -9` on a slow disk takes longer.
 START_TIMEOUT_S = 120.0
@@ -25,8 +26,9 @@ START_TRIES = 3
 class Broker:
     """A running embedded broker that this process owns. Made by `start_owned`; a context manager that stops it."""
 
-    def __init__(self, data_dir: Path, *, name: str) -> None:
+    def __init__(self, data_dir: Path, *, name: str, secured: bool = False) -> None:
         self.name = name
+        self.secured = secured
         self.data_dir = data_dir.resolve()
         self._keeper: subprocess.Popen[bytes] | None = None
         self._node: Node | None = None
@@ -36,6 +38,16 @@ class Broker:
     def bootstrap(self) -> str:
         """The address for clients, "127.0.0.1:port"; the same after a restart."""
         return self._prepared.bootstrap
+
+    @property
+    def scram_bootstrap(self) -> str | None:
+        """Of a secured broker: the address for clients with user and password; `bootstrap` takes certificates."""
+        return self._prepared.scram_bootstrap
+
+    @property
+    def security_dir(self) -> Path:
+        """Of a secured broker: its authority (`ca.crt`, `ca.key`) and its operator (`admin.crt`, `admin.key`)."""
+        return self.data_dir / SECURITY_DIR
 
     @property
     def log_path(self) -> Path:
@@ -60,7 +72,7 @@ class Broker:
 
     def _launch(self, *, keep_port: bool) -> None:
         """Start the keeper and its JVM; `_await_ready` waits for it."""
-        self._node = node = prepare(self.data_dir, install(), keep_port=keep_port)
+        self._node = node = prepare(self.data_dir, install(), keep_port=keep_port, secured=self.secured)
         order = msgspec.json.encode(node.launch()).decode()
         try:
             with (node.log_path.parent / "console.log").open("wb") as console:
@@ -158,9 +170,12 @@ def start_many_owned(wanted: Sequence[tuple[Path, str]]) -> list[Broker]:
     return brokers
 
 
-def start_owned(data_dir: Path, *, name: str) -> Broker:
+def start_owned(data_dir: Path, *, name: str, secured: bool = False) -> Broker:
     """Start a broker on `data_dir` (made where missing) that ends with this process; ready when this returns.
 
-    Raises `BrokerError`: no Java, no jars and no network, the directory in use, or Kafka's own last words.
+    `secured`: with TLS, logins and permissions (docs/security.md). Raises `BrokerError`: no Java, no jars and no
+    network, the directory in use, or Kafka's own last words.
     """
-    return start_many_owned([(data_dir, name)])[0]
+    broker = Broker(data_dir, name=name, secured=secured)
+    _start([broker], keep_port=False)
+    return broker

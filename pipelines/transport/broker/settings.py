@@ -41,7 +41,42 @@ HOUSEKEEPING = {
     "num.network.threads": 2,
     "num.io.threads": 4,
     "log.retention.check.interval.ms": 60_000,
+    # A year. By default a pipeline that is not run for a week loses where its groups stood.
+    "offsets.retention.minutes": 525_600,
     "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
+}
+
+
+NODE_USER, ADMIN_USER = "broker", "admin"
+"""The super users of a secured broker: itself, by its certificate, and its operator, by certificate or password."""
+
+SECURITY_DIR = "security"
+AUTHORITY, NODE_PEM = "ca.crt", "broker.pem"
+"""In `SECURITY_DIR`: whose certificates are taken, and the broker's own certificate behind its key."""
+
+SCRAM = ("SCRAM-SHA-512", "SCRAM-SHA-256")
+
+SECURED = {
+    # All three listeners are TLS, the controller's too: who is no super user has no way around the authorizer.
+    "listener.security.protocol.map": "MTLS:SSL,SCRAM:SASL_SSL,CONTROLLER:SSL",
+    "inter.broker.listener.name": "MTLS",
+    "ssl.keystore.type": "PEM",
+    "ssl.keystore.location": f"{SECURITY_DIR}/{NODE_PEM}",
+    "ssl.truststore.type": "PEM",
+    "ssl.truststore.location": f"{SECURITY_DIR}/{AUTHORITY}",
+    "ssl.client.auth": "required",
+    "listener.name.scram.ssl.client.auth": "none",
+    "ssl.principal.mapping.rules": "RULE:^CN=([^,]+)$/$1/,DEFAULT",
+    "sasl.enabled.mechanisms": ",".join(SCRAM),
+    **{
+        f"listener.name.scram.{mechanism.lower()}.sasl.jaas.config": (
+            "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+        )
+        for mechanism in SCRAM
+    },
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users": f"User:{NODE_USER};User:{ADMIN_USER}",
+    "allow.everyone.if.no.acl.found": "false",
 }
 
 
@@ -49,9 +84,12 @@ class BrokerSettings(msgspec.Struct, frozen=True):
     """What differs from node to node. Paths are relative to the node's folder, in which the broker runs."""
 
     broker_port: int
+    """Of a secured broker: who connects shows a certificate."""
     controller_port: int
     node_id: int = 1
     log_dirs: str = "data"
+    scram_port: int | None = None
+    """Given: the broker is secured, and who connects here logs in with user and password."""
 
     @property
     def bootstrap(self) -> str:
@@ -73,5 +111,9 @@ def server_properties(settings: BrokerSettings) -> str:
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "log.dirs": settings.log_dirs,
     }
+    if settings.scram_port is not None:
+        outside = f"MTLS://{settings.bootstrap},SCRAM://{HOST}:{settings.scram_port}"
+        listeners = f"{outside},CONTROLLER://{HOST}:{settings.controller_port}"
+        identity |= {**SECURED, "listeners": listeners, "advertised.listeners": outside}
     every = {**identity, **SINGLE_NODE, **TAKE_OVER, **HOUSEKEEPING}
     return "".join(f"{key}={value}\n" for key, value in every.items())
