@@ -44,8 +44,10 @@ format: env ## Put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: env ## Write the published JSON Schemas of the records anew
+schemas: env ## Write anew what is derived: JSON Schemas of the records, docs of metrics and alerts, rules, dashboard
 	$(BIN)/python scripts/publish_schemas.py
+	$(BIN)/python scripts/publish_metrics.py
+	$(BIN)/python scripts/publish_observability.py
 
 bench: env ## Run the benchmarks; BENCHMARKS=NAME runs one, ARGS="--quick --json" hands options on
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS); done

@@ -1,6 +1,7 @@
 """One stage on a real Kafka: whatever fails at whatever moment, each record is answered once, in order."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -375,19 +376,19 @@ class Nobody:
 
 
 def test_a_client_knows_whether_there_is_more_to_read_markers_left_out(broker, cluster, site, send):
-    send(0, RECORDS)
-    watched = KafkaCluster("kafka.edge", broker.bootstrap, {"statistics.interval.ms": 20})
+    many = 50 * RECORDS  # So many that one by one they take longer than until the next statistics.
+    send(0, many)
+    watched = KafkaCluster("kafka.edge", broker.bootstrap, {"statistics.interval.ms": 2})
     with closing(watched), closing(watched.group_reader(site, [f"{site}.in"], Nobody())) as reader:
 
-        def read(until: Callable[[], bool], most: int) -> int:
-            count = 0
-            for _ in range(int(WAIT_S / 0.05)):
+        def read(most: int, *, until_unread: bool, least: int) -> int:
+            count, until_s = 0, time.monotonic() + WAIT_S
+            while count < least or reader.has_unread != until_unread:
+                assert time.monotonic() < until_s, f"{count} were read"
                 count += len(reader.poll(most, 0.05))
-                if until():
-                    return count
-            raise AssertionError(f"{count} were read")
+            return count
 
-        count = read(lambda: reader.has_unread, 1)
-        assert count < RECORDS
+        count = read(1, until_unread=True, least=1)
+        assert count < many
         # Behind the last record of each partition lies the marker of its transaction.
-        assert count + read(lambda: not reader.has_unread, RECORDS) == RECORDS
+        assert read(RECORDS, until_unread=False, least=many - count) == many - count
