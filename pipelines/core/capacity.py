@@ -113,7 +113,6 @@ def _busy_rate(worker: _Worker, at_s: float, partitions: Sequence[PartitionLag])
 
 
 def noted(group: GroupLag) -> Capacity | None:
-    """What the workers say that they could do."""
-    of = {one.owner: one.capacity_per_s or 0.0 for one in group.partitions if one.owner}
-    values = [per_s for per_s in of.values() if per_s > 0]
-    return Capacity(median(values), False) if values else None
+    """What the workers say that they could do. On partitions where one did nothing yet it has said nothing."""
+    of = {one.owner: one.capacity_per_s for one in group.partitions if one.owner and one.capacity_per_s}
+    return Capacity(median(of.values()), False) if of else None

@@ -326,10 +326,17 @@ STEPS = [
         {"TidegateTransactionOpen": "edge", "TidegateForeignRecords": "edge", "TidegateDeadLetters": "undecodable"},
     ),
     (
-        [two_workers_of_one_name, the_only_aggregator_taken_away],
-        {"TidegateFenced": "edge", "TidegateWorkersGone": "aggregate", "TidegateGroupStopped": "aggregate"},
+        [a_stopped_uplink],
+        {
+            "TidegateWorkerDown": "uplink-0",
+            "TidegateWorkersGone": "uplink",
+            "TidegatePartitionStalled": "uplink",
+        },
     ),
-    ([a_stopped_uplink], {"TidegateWorkerDown": "uplink-0", "TidegatePartitionStalled": "uplink"}),
+    (
+        [two_workers_of_one_name, the_only_aggregator_taken_away],
+        {"TidegateFenced": "edge", "TidegateGroupStopped": "aggregate"},
+    ),
     (
         [a_slow_model, no_kafka_in_the_cloud],
         {

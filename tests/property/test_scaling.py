@@ -164,6 +164,12 @@ def test_past_the_partitions_is_refused_with_the_reason():
     assert refusal(2, "cloud", 1) == "2 cloud workers cannot share 1 partition: 1 would hold none"
 
 
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_partition_without_a_note_does_not_silence_its_owner(silent):
+    told = [partition(number, capacity_per_s=None if number == silent else 400.0) for number in range(2)]
+    assert noted(group(*told)) == Capacity(400.0, False)
+
+
 def test_a_capacity_is_what_workers_say_until_one_is_seen_that_is_never_idle():
     told = [
         partition(0, owner="edge-0", capacity_per_s=400.0),
