@@ -66,9 +66,10 @@ def test_what_happens_to_an_edge_and_a_cloud_loses_and_doubles_nothing(images, w
     assert set(verdict.foreign.values()) == {0}
 
 
-def test_an_image_runs_as_nobody_on_a_file_system_that_it_cannot_write(docker, images):
+def test_an_image_is_small_and_runs_as_nobody_on_a_file_system_that_it_cannot_write(docker, images):
     for name in images.values():
         found = docker.images.get(name)
+        assert found.attrs["Size"] < 500e6
         assert found.attrs["Config"]["User"] == "10001:10001"
         assert found.labels["org.opencontainers.image.version"] == "test"
         assert found.attrs["Config"]["Healthcheck"]["Test"] == ["CMD", "python", "-m", "pipelines.observe.probe"]
