@@ -86,8 +86,9 @@ def show(found: Status, reading: Reading, console: Console) -> None:
         brokers = f"{one.brokers} broker{'s' if one.brokers > 1 else ''}"
         table.add_row(tier, one.address, f"[green]{brokers}[/]" if one.reachable else "[red]away[/]")
     console.print(table)
-    console.print(groups_table(reading.groups, "groups"))
-    console.print(members_table(reading))
+    if reading.groups:  # Not where every cluster is away.
+        console.print(groups_table(reading.groups, "groups"))
+        console.print(members_table(reading))
     for line in concerns(reading):
         console.print(line, highlight=False, soft_wrap=True)
     if found.well:
