@@ -45,7 +45,7 @@ LIMITS = StageLimits(commit_interval_ms=0)
 READ_RECORDS = 500
 
 RESTORE_IDLE_S = 10.0
-"""How long a restore waits for the next window: a dead worker's open transaction ends within 6.5 s."""
+"""How long a restore waits for the next window: a dead worker's open transaction ends within 3.3 s."""
 
 
 class _Marker(msgspec.Struct, frozen=True):

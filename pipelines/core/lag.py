@@ -26,7 +26,7 @@ import msgspec
 from schemas.topics import Tier
 
 WINDOW_US = 10_000_000
-"""Over which rates are means and states are decided. Longer than a take-over (6.5 s at most)."""
+"""Over which rates are means and states are decided. Longer than a take-over (3.3 s at most)."""
 
 SAMPLES_MOST = 100
 """A window, and two more: of what comes more often than ten times a second, the newest counts."""

@@ -25,7 +25,7 @@ from schemas import headers, wire
 from schemas.topics import SiteTopics
 
 DECIDED_S = 30.0
-"""Longest wait for a transaction to end. Tidegate's own end within 6.5 s, whatever dies."""
+"""Longest wait for a transaction to end. Tidegate's own end within 3.3 s, whatever dies."""
 DECIDED_POLL_S = 0.01
 LOOK_AGAIN_S = (0.2, 2.0)
 """Shortest and longest pause between two looks of `drain`; in between, as long as the last look took."""

@@ -1,6 +1,7 @@
 """One Kafka node in a container, with the settings that let a worker take over within seconds."""
 
 import os
+from importlib import resources
 from typing import Any
 
 from testcontainers.core.container import DockerContainer
@@ -14,6 +15,9 @@ IMAGE = "apache/kafka:4.3.0"
 """Unless `KAFKA_IMAGE` names another with the same start contract."""
 
 READY_MOST_S = 60
+
+START = resources.files("pipelines.transport.broker").joinpath("container.sh")
+"""Safe after a `kill -9`, as the image's own start is not."""
 
 
 class KafkaNode(DockerContainer):
@@ -29,6 +33,7 @@ class KafkaNode(DockerContainer):
         self.with_network(network).with_network_aliases(name)
         # `with_bind_ports` takes a port alone, and would open it to every interface; docker's client takes both.
         self.ports["9094"] = ("127.0.0.1", self.port)  # type: ignore[assignment]
+        self.with_command(["bash", "-c", START.read_text("utf-8")])
         self.with_env("CLUSTER_ID", kafka_uuid())
         for key, value in self._properties().items():
             self.with_env(f"KAFKA_{key.upper().replace('.', '_')}", str(value))
@@ -55,6 +60,7 @@ class KafkaNode(DockerContainer):
             "advertised.listeners": f"PLAINTEXT://{self.inside},HOST://{self.bootstrap}",
             "inter.broker.listener.name": "PLAINTEXT",
             "auto.create.topics.enable": "false",
+            "log.dirs": "/var/lib/kafka/data",
             **SINGLE_NODE,
             **TAKE_OVER,
         }

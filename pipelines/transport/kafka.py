@@ -37,7 +37,7 @@ LOOK_AGAIN_S = 0.05
 """Between two looks at what Kafka gives no event for: a new topic's leader, a coordinator that still loads."""
 
 DECIDED_S = 8.0
-"""Longest wait of `read_all` for open transactions: those of a dead worker end within 6.5 s."""
+"""Longest wait of `read_all` for open transactions: those of a dead worker end within 3.3 s."""
 
 _NOT_YET = {
     KafkaError.NOT_COORDINATOR,

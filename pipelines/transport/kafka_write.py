@@ -25,8 +25,9 @@ from schemas.topics import RECORD_BYTES_MOST
 log = structlog.get_logger("tidegate.kafka")
 
 TRANSACTION_TIMEOUT_MS = 1500
-"""An open transaction of a dead worker holds up every reader of its partitions until its successor starts, or for this
-long and one abort sweep (5 s). A transaction is begun when its records are ready, so open for 3 to 90 ms as a rule."""
+"""An open transaction of a dead worker holds up every reader of its partitions until its successor starts, or for
+this long and one abort sweep (0.5 s). A transaction is begun when its records are ready, so open for 3 to 90 ms as a
+rule."""
 
 REQUEST_TIMEOUT_S = 5.0
 RETRY_LIMIT = 2

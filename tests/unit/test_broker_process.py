@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.transport.broker.process import Launch, end, output_of, read_until, spawn
+from pipelines.transport.broker.process import FENCING, WRITTEN, Launch, end, fence, output_of, read_until, spawn
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 SAYS = "import sys; print('starting', flush=True); print('ready', flush=True); sys.stdin.close(); "
@@ -56,6 +56,32 @@ def test_a_child_that_ignores_sigterm_is_killed(start: Start) -> None:
         read_until(output_of(child), b"ready", 30)
         assert end(child, grace_s=0.1) == -9
         assert end(child, grace_s=0.1) == -9
+
+
+def test_fencing_waits_until_it_is_written_and_leaves_no_process(tmp_path: Path) -> None:
+    """What was written before it began is said as well: it is not what is waited for."""
+    (tmp_path / "logs").mkdir()
+    program = f"""
+import signal, sys
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: (Path("ended").touch(), sys.exit()))
+print("{WRITTEN.decode()}", "{FENCING.decode()}", flush=True)
+print("{WRITTEN.decode()}", flush=True)
+signal.pause()
+"""
+    with (tmp_path / "node.lock").open("a") as lock:
+        python = [sys.executable, "-c"]
+        fence(Launch([*python, "raise SystemExit('not run')"], str(tmp_path), lock.fileno()), with_parent=True)
+        assert not (tmp_path / "ended").exists()
+        fence(Launch([], str(tmp_path), lock.fileno(), fencing=[*python, program]), with_parent=True)
+    assert (tmp_path / "ended").exists()
+
+
+def test_fencing_that_has_nothing_to_do_ends(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with (tmp_path / "node.lock").open("a") as lock:
+        fence(Launch([], str(tmp_path), lock.fileno(), fencing=[sys.executable, "-c", ""]), with_parent=True)
+    assert (tmp_path / "logs" / "console.log").read_text() == ""
 
 
 def test_what_a_child_complains_of_is_kept(start: Start, tmp_path: Path) -> None:

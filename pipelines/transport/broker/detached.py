@@ -18,7 +18,7 @@ from pipelines.transport.broker.jars import Progress
 from pipelines.transport.broker.node import Node, port_was_taken, prepare, why_it_died
 from pipelines.transport.broker.owned import START_TIMEOUT_S, START_TRIES
 from pipelines.transport.broker.paths import os_errors, state_home
-from pipelines.transport.broker.process import DEFAULT_GRACE_S, READY, end, output_of, read_until, spawn
+from pipelines.transport.broker.process import DEFAULT_GRACE_S, READY, end, fence, output_of, read_until, spawn
 
 KILL_TIMEOUT_S = 10.0
 
@@ -106,6 +106,7 @@ def start_detached(data_dir: Path | None, name: str, *, progress: Progress | Non
 def _start(node: Node, name: str, path: Path) -> DetachedBroker | None:
     """Start the JVM and wait for its line; None where it ended before."""
     try:
+        fence(node.launch(), with_parent=True)
         process = spawn(node.launch(), with_parent=False)
     finally:
         os.close(node.lock)

@@ -14,7 +14,7 @@ from types import FrameType
 
 import msgspec
 
-from pipelines.transport.broker.process import CHUNK_BYTES, DEFAULT_GRACE_S, READY, Launch, end, output_of, spawn
+from pipelines.transport.broker.process import CHUNK_BYTES, DEFAULT_GRACE_S, READY, Launch, end, fence, output_of, spawn
 
 STDIN = 0
 
@@ -58,6 +58,7 @@ def main() -> None:
     """Run the broker named by the first argument until it ends or the parent goes."""
     launch = msgspec.json.decode(sys.argv[1], type=Launch)
     signal.signal(signal.SIGTERM, _asked_to_end)
+    fence(launch, with_parent=True)
     process = spawn(launch, with_parent=True)
     grace_s = DEFAULT_GRACE_S
     try:

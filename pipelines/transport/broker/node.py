@@ -3,6 +3,7 @@
 node.lock            held by the JVM for as long as it lives
 node.json            cluster id and broker port, kept from start to start: clients reconnect to the same address
 server.properties    written anew at each start
+fencing.properties   of a controller alone, run first where the broker was not stopped the last time (process.py)
 data/                the log; formatted once
 security/            of a secured node: its authority and certificates (secured.py)
 logs/ tmp/           broker.log (bounded), console.log; native libraries that the JVM unpacks
@@ -24,7 +25,13 @@ from pipelines.transport.broker.jvm import Installation
 from pipelines.transport.broker.paths import os_errors
 from pipelines.transport.broker.process import Launch
 from pipelines.transport.broker.secured import ensure_security
-from pipelines.transport.broker.settings import HOST, SECURITY_DIR, BrokerSettings, server_properties
+from pipelines.transport.broker.settings import (
+    HOST,
+    SECURITY_DIR,
+    BrokerSettings,
+    fencing_properties,
+    server_properties,
+)
 
 # Below the ports that the kernel gives to outgoing connections: a client that tries to reach a broker which is down
 # could otherwise be given the broker's own port and hold it.
@@ -52,6 +59,8 @@ class Node(msgspec.Struct, frozen=True):
     command: list[str]
     log_offset: int
     lock: int
+    fencing: list[str] = []
+    """The command to be run first; empty where the last life was stopped, or there was none."""
     scram_bootstrap: str | None = None
     """Of a secured node: where passwords are taken."""
 
@@ -63,7 +72,7 @@ class Node(msgspec.Struct, frozen=True):
     def launch(self, *flags: str) -> Launch:
         """What is to be run, with more flags for the JVM."""
         command = [self.command[0], *flags, *self.command[1:]]
-        return Launch(command=command, node_dir=str(self.node_dir), lock=self.lock)
+        return Launch(command=command, node_dir=str(self.node_dir), lock=self.lock, fencing=self.fencing)
 
 
 def kafka_uuid() -> str:
@@ -136,17 +145,30 @@ def _prepare(node_dir: Path, installation: Installation, lock: int, *, keep_port
             log_dirs=_as_property(node_dir / "data"),
         )
         (node_dir / "server.properties").write_text(server_properties(settings), "ascii")
+        (node_dir / "fencing.properties").write_text(fencing_properties(settings), "ascii")
     log = node_dir / "logs" / "broker.log"
     return Node(
         node_dir=node_dir,
         bootstrap=settings.bootstrap,
-        command=installation.command(
-            "kafka.Kafka", "server.properties", properties={"log4j2.configurationFile": str(LOG4J)}
-        ),
+        command=_command(installation, "server.properties", says="kafka.server.KafkaRaftServer", level="info"),
         log_offset=log.stat().st_size if log.is_file() else 0,
         lock=lock,
+        fencing=_command(installation, "fencing.properties", says="org.apache.kafka.controller", level="debug")
+        if _was_not_stopped(node_dir / "data")
+        else [],
         scram_bootstrap=f"{HOST}:{settings.scram_port}" if settings.scram_port is not None else None,
     )
+
+
+def _command(installation: Installation, properties: str, *, says: str, level: str) -> list[str]:
+    """`says`: the logger whose lines go to standard output."""
+    logs = {"log4j2.configurationFile": str(LOG4J), "tidegate.says": says, "tidegate.level": level}
+    return installation.command("kafka.Kafka", properties, properties=logs)
+
+
+def _was_not_stopped(data: Path) -> bool:
+    """Kafka writes that file last when it is stopped, and removes it as it starts."""
+    return (data / "__cluster_metadata-0").is_dir() and not (data / ".kafka_cleanshutdown").is_file()
 
 
 def _identity(node_dir: Path, *, keep_port: bool, secured: bool) -> Identity:

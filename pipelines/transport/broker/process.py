@@ -7,11 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 READY = b"Kafka Server started"
+FENCING, WRITTEN = b"Fencing broker", b"Processed maybeFenceStaleBroker"
+"""What a controller says as it takes the session of a broker away, and once that is in its log. Of what it only replays
+it says the first never; the second also comes, at intervals, where nothing was to be done."""
+FENCING_TIMEOUT_S = 10.0
+"""The JVM's start and a tenth of a second; all of it only where the last life ended before it was unfenced."""
 DEFAULT_GRACE_S = 10.0
 CHUNK_BYTES = 65536
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -23,6 +29,8 @@ class Launch(msgspec.Struct, frozen=True):
     command: list[str]
     node_dir: str
     lock: int
+    fencing: list[str] = []
+    """To be run first (see `fence`); empty where the last life was stopped, or there was none."""
 
 
 def read_until(fd: int, wanted: bytes | None, timeout_s: float) -> bytes:
@@ -68,6 +76,28 @@ def spawn(launch: Launch, *, with_parent: bool) -> subprocess.Popen[bytes]:
             pass_fds=(launch.lock,),
             preexec_fn=die_with_parent if libc is not None else None,
         )
+
+
+def fence(launch: Launch, *, with_parent: bool) -> None:
+    """End the session of the broker's last life, where that ended without being stopped.
+
+    Kafka 4.3 would otherwise load its transactions while it still believes the old session alive. When that runs out,
+    every partition is without a leader for a moment, and a transaction which was decided, but whose markers were not
+    written yet, then counts as ended without them ("these partitions are likely deleted already and hence can be
+    skipped", TransactionMarkerChannelManager): its records stay open for good, or come out doubled.
+    """
+    if not launch.fencing:
+        return
+    process = spawn(msgspec.structs.replace(launch, command=launch.fencing), with_parent=with_parent)
+    try:
+        with suppress(TimeoutError):  # Nothing was left to be fenced.
+            said = read_until(output_of(process), FENCING, FENCING_TIMEOUT_S)
+            if WRITTEN not in said.partition(FENCING)[2]:
+                read_until(output_of(process), WRITTEN, FENCING_TIMEOUT_S)
+    finally:
+        end(process, DEFAULT_GRACE_S)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def output_of(process: subprocess.Popen[bytes]) -> int:

@@ -1,13 +1,14 @@
 """The broker's settings as a pure function. What each is for and what it was measured to give: docs/broker.md."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 HOST = "127.0.0.1"
 
-# A dead worker is noticed in 3 s. Its open transaction is ended by its successor's `start`, else by the sweep:
-# 1.5 s (the clients' time-out) and up to 5 s. The sweep must not be quicker: one that runs while a restarted node still
-# waits for its own registration (up to 3 s) finds no leader, takes the partitions for deleted, and leaves a transaction
-# open that nothing ever ends. With 250 ms that was seen in 3 of 27 restarts after `kill -9`, with 10 s in none of 22.
+# A dead worker is noticed in 3 s. Its open transaction is ended by its successor's `start`, else by the sweep: 1.5 s
+# (the clients' time-out) and up to 0.5 s. A sweep so quick is safe only because a node that was not stopped is fenced
+# before it starts again (`fence` in process.py).
 TAKE_OVER = {
     "group.consumer.heartbeat.interval.ms": 300,
     "group.consumer.min.heartbeat.interval.ms": 300,
@@ -15,11 +16,14 @@ TAKE_OVER = {
     "group.consumer.min.session.timeout.ms": 3000,
     "group.min.session.timeout.ms": 3000,
     "group.initial.rebalance.delay.ms": 0,
-    "transaction.abort.timed.out.transaction.cleanup.interval.ms": 5000,
+    "transaction.abort.timed.out.transaction.cleanup.interval.ms": 500,
     # After `kill -9` a node waits until its old session ends before it may register again.
     "broker.session.timeout.ms": 2000,
     "broker.heartbeat.interval.ms": 500,
 }
+
+FENCING = {"process.roles": "controller", "broker.session.timeout.ms": 100, "broker.heartbeat.interval.ms": 50}
+"""Of a controller alone, which ends the session of the broker's last life: there is nobody left to wait for."""
 
 SINGLE_NODE = {
     "offsets.topic.replication.factor": 1,
@@ -96,15 +100,32 @@ class BrokerSettings(msgspec.Struct, frozen=True):
         """What a client is given."""
         return f"{HOST}:{self.broker_port}"
 
+    @property
+    def controller(self) -> str:
+        """The controller's listener."""
+        return f"CONTROLLER://{HOST}:{self.controller_port}"
+
 
 def server_properties(settings: BrokerSettings) -> str:
     """The text of `server.properties` for one combined KRaft node that listens on the loopback only."""
-    identity = {
+    return _text(_properties(settings))
+
+
+def fencing_properties(settings: BrokerSettings) -> str:
+    """The text of `fencing.properties`: the same node as a controller alone."""
+    combined = _properties(settings)
+    for of_a_broker in ("advertised.listeners", "inter.broker.listener.name"):
+        del combined[of_a_broker]
+    return _text({**combined, "listeners": settings.controller, **FENCING})
+
+
+def _properties(settings: BrokerSettings) -> dict[str, object]:
+    identity: dict[str, object] = {
         "process.roles": "broker,controller",
         "node.id": settings.node_id,
         # A static voter, not a dynamic one: the controller's port may then change from start to start.
         "controller.quorum.voters": f"{settings.node_id}@{HOST}:{settings.controller_port}",
-        "listeners": f"PLAINTEXT://{settings.bootstrap},CONTROLLER://{HOST}:{settings.controller_port}",
+        "listeners": f"PLAINTEXT://{settings.bootstrap},{settings.controller}",
         "advertised.listeners": f"PLAINTEXT://{settings.bootstrap}",
         "controller.listener.names": "CONTROLLER",
         "inter.broker.listener.name": "PLAINTEXT",
@@ -113,7 +134,13 @@ def server_properties(settings: BrokerSettings) -> str:
     }
     if settings.scram_port is not None:
         outside = f"MTLS://{settings.bootstrap},SCRAM://{HOST}:{settings.scram_port}"
-        listeners = f"{outside},CONTROLLER://{HOST}:{settings.controller_port}"
-        identity |= {**SECURED, "listeners": listeners, "advertised.listeners": outside}
-    every = {**identity, **SINGLE_NODE, **TAKE_OVER, **HOUSEKEEPING}
-    return "".join(f"{key}={value}\n" for key, value in every.items())
+        identity |= {
+            **SECURED,
+            "listeners": f"{outside},{settings.controller}",
+            "advertised.listeners": outside,
+        }
+    return {**identity, **SINGLE_NODE, **TAKE_OVER, **HOUSEKEEPING}
+
+
+def _text(properties: Mapping[str, object]) -> str:
+    return "".join(f"{key}={value}\n" for key, value in properties.items())
