@@ -17,8 +17,9 @@ import msgspec
 import numpy as np
 
 from benchmarks.harness import Report, Timed, by_turns, digit_frames, in_child, machine, main, median_ratio, say
+from pipelines.core.engine import EngineLimits
 from pipelines.models.release import load_release
-from pipelines.runtime.stage import StageLimits
+from pipelines.runtime.stage import StageRunner
 from pipelines.transport.base import OutRecord, Partition, Record
 from pipelines.transport.broker import start_owned
 from pipelines.transport.kafka import KafkaCluster
@@ -158,7 +159,7 @@ def _tidegate(bootstrap: str, group: str, records: int) -> Timed:
     from edge_workers.inference import EdgeStage
     from pipelines.routing.find import build_policy
     from pipelines.runtime.inference import ModelRunner
-    from pipelines.runtime.stage import StageRunner, Step
+    from pipelines.runtime.stage import Step
 
     clock, stop = _Clock(), threading.Event()
 
@@ -178,7 +179,7 @@ def _tidegate(bootstrap: str, group: str, records: int) -> Timed:
 
     cluster = KafkaCluster("edge", bootstrap)
     stage = Counted(TOPICS.site, ModelRunner(load_release(MODEL)), build_policy("edge_only"), cluster)
-    limits = StageLimits(commit_interval_ms=INTERVAL_MS, batch_records=BATCH_RECORDS)
+    limits = EngineLimits(commit_interval_us=INTERVAL_MS * 1000, batch_records=BATCH_RECORDS)
     StageRunner(stage, cluster, group=group, transactional_id=group, stop=stop, limits=limits).run()
     stage.close()
     return clock.timed(records)

@@ -22,12 +22,13 @@ from contextlib import closing
 import msgspec
 import structlog
 
+from pipelines.core.engine import EngineLimits
 from pipelines.core.windows import MAX_WINDOWS, WindowBook
 from pipelines.errors import ConfigError, ForeignRecord, TransportError
 from pipelines.observe.metrics import FOREIGN_RECORDS, WINDOWS
 from pipelines.runtime.dead_letters import dead_letter
 from pipelines.runtime.let_go import LetGo
-from pipelines.runtime.stage import NOTHING, StageLimits, Step
+from pipelines.runtime.stage import NOTHING, Step
 from pipelines.transport.base import Cluster, Commit, OutRecord, Partition, Record
 from schemas import wire
 from schemas.aggregates import Window, window_key
@@ -39,7 +40,7 @@ log = structlog.get_logger("tidegate.aggregate")
 FLUSH_US = 250_000
 """Between two revisions of a window."""
 
-LIMITS = StageLimits(commit_interval_ms=0)
+LIMITS = EngineLimits(commit_interval_us=0)
 """The stage coalesces by itself."""
 
 READ_RECORDS = 500

@@ -32,8 +32,9 @@ def _cloud(
     """Answer escalated items with the cloud's model."""
     from cloud_workers.credit import CreditBeat
     from cloud_workers.inference import BATCH_RECORDS, CloudStage
+    from pipelines.core.engine import EngineLimits
     from pipelines.runtime.build import build_runner, shape_of
-    from pipelines.runtime.stage import StageLimits, StageRunner
+    from pipelines.runtime.stage import StageRunner
     from schemas.topics import CLOUD_GROUP
 
     pipeline = load(file)
@@ -52,7 +53,7 @@ def _cloud(
             group=CLOUD_GROUP,
             transactional_id=f"cloud.{name}",
             stop=stop,
-            limits=StageLimits(commit_interval_ms=pipeline.cloud.commit_interval.ms, batch_records=BATCH_RECORDS),
+            limits=EngineLimits(commit_interval_us=pipeline.cloud.commit_interval.us, batch_records=BATCH_RECORDS),
             name=name,
             notes=True,
             instruments=instruments,

@@ -9,7 +9,7 @@ Constraints
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -18,7 +18,7 @@ from cloud_workers.credit import CreditBeat
 from pipelines.errors import ForeignRecord, UnknownVersion
 from pipelines.observe.metrics import ANSWERED, FOREIGN_RECORDS, MODEL_SECONDS
 from pipelines.runtime.dead_letters import dead_letter
-from pipelines.runtime.inference import Inferred, ModelRunner
+from pipelines.runtime.inference import Inferred, ModelRunner, Undecided
 from pipelines.runtime.let_go import FOREIGN, LetGo
 from pipelines.runtime.stage import Step, offsets_after
 from pipelines.transport.base import Commit, OutRecord, Partition, Record
@@ -99,6 +99,16 @@ class CloudStage:
         tally[(MODEL_SECONDS,)] = self._runner.model_s - began_s
         return Step([*answers, *out], offsets_after(records), tally)
 
+    def bury(self, record: Record, reason: str, now_us: int) -> Step:
+        """Dead-letter an item on which the model fails; the settler is told, so that it need not wait."""
+        found = self._read(record)
+        if isinstance(found, str):
+            return Step([dead_letter(CLOUD_DEAD_LETTERS, record, found)], offsets_after([record]))
+        seen: Counter[str] = Counter()
+        out = self._write([(found, Undecided(reason))], seen)
+        self.counts.update(seen)
+        return Step(out, offsets_after([record]), {(ANSWERED, outcome): count for outcome, count in seen.items()})
+
     def _read(self, record: Record) -> _Item | str:
         """The item in a record, or the reason why it cannot be answered to anybody."""
         try:
@@ -117,10 +127,13 @@ class CloudStage:
         return _Item(record, header, origin)
 
     def _answer(self, items: Sequence[_Item], seen: Counter[str]) -> list[OutRecord]:
+        outcomes = self._runner.answer([(item.header, item.record.value() or b"") for item in items]) if items else []
+        return self._write(zip(items, outcomes, strict=True), seen)
+
+    def _write(self, answered: Iterable[tuple[_Item, Inferred | Undecided]], seen: Counter[str]) -> list[OutRecord]:
         batches: defaultdict[Partition, list[Answer]] = defaultdict(list)
         dead: list[OutRecord] = []
-        outcomes = self._runner.answer([(item.header, item.record.value() or b"") for item in items]) if items else []
-        for item, outcome in zip(items, outcomes, strict=True):
+        for item, outcome in answered:
             header, origin = item.header, item.origin
             identity = (header.stream, header.epoch, header.first_seq, origin)
             if isinstance(outcome, Inferred):

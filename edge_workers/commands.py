@@ -49,8 +49,9 @@ def _edge(
 ) -> None:
     """Answer items with the edge's model, and send on what the router sends to the cloud."""
     from edge_workers.inference import EdgeStage
+    from pipelines.core.engine import EngineLimits
     from pipelines.runtime.build import build_policy, build_runner, shape_of
-    from pipelines.runtime.stage import StageLimits, StageRunner
+    from pipelines.runtime.stage import StageRunner
 
     pipeline = load(file)
     policy = build_policy(pipeline)
@@ -72,7 +73,7 @@ def _edge(
             group=pipeline.topics.edge_group,
             transactional_id=f"edge.{pipeline.site}.{name}",
             stop=stop,
-            limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+            limits=EngineLimits(commit_interval_us=pipeline.edge.commit_interval.us),
             name=name,
             notes=True,
             instruments=instruments,
@@ -83,7 +84,8 @@ def _edge(
 def _settle(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
     """Bring escalated items and the cloud's answers together: one outcome an item."""
     from edge_workers.settler import SettlerStage
-    from pipelines.runtime.stage import StageLimits, StageRunner
+    from pipelines.core.engine import EngineLimits
+    from pipelines.runtime.stage import StageRunner
 
     pipeline = load(file)
     stop = begin_worker("settle")
@@ -95,7 +97,7 @@ def _settle(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
             group=pipeline.topics.settler_group,
             transactional_id=f"settle.{pipeline.site}.{name}",
             stop=stop,
-            limits=StageLimits(commit_interval_ms=pipeline.edge.commit_interval.ms),
+            limits=EngineLimits(commit_interval_us=pipeline.edge.commit_interval.us),
             name=name,
             instruments=instruments,
         ).run()

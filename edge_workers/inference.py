@@ -106,6 +106,14 @@ class EdgeStage:
             outbox.tally[(MODEL_SECONDS,)] = runner.model_s - began_s
         return Step(out, offsets_after(records), outbox.tally)
 
+    def bury(self, record: Record, reason: str, now_us: int) -> Step:
+        """Dead-letter an item on which the model or the policy fails."""
+        outbox = _Outbox(self._names, "", now_us, self._let_go)
+        for _, (header, _payload) in zip(*_sort([record], outbox), strict=True):
+            outbox.bury(record, reason, header.stream, header.epoch, header.first_seq, header.count)
+        self.counts.update(outbox.counts)
+        return Step(outbox.records(), offsets_after([record]), outbox.tally)
+
     def tick(self, now_us: int) -> Step:
         """Listen for credit; log what was let go."""
         if self._control is None:

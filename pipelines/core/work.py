@@ -45,7 +45,7 @@ def capacity_per_s(record_us: float, commit_us: float, commit_interval_us: float
     return working * 1e6 / record_us
 
 
-class _Mean:
+class Mean:
     """Cost over amount, both fading: what was `FADING_S` ago counts a third of what is now."""
 
     __slots__ = ("_amount", "_at_s", "_cost")
@@ -54,11 +54,13 @@ class _Mean:
         self._cost = self._amount = self._at_s = 0.0
 
     def add(self, at_s: float, amount: float, cost: float) -> None:
+        """So much of it cost so much."""
         left = exp(min(self._at_s - at_s, 0.0) / FADING_S)
         self._cost, self._amount, self._at_s = self._cost * left + cost, self._amount * left + amount, at_s
 
     @property
     def value(self) -> float:
+        """Cost of one; 0 while nothing is known."""
         return self._cost / self._amount if self._amount > 0 else 0.0
 
 
@@ -66,7 +68,7 @@ class WorkMeans:
     """One worker's means, as its batches and commits come. What is idle keeps its last ones."""
 
     def __init__(self) -> None:
-        self._record, self._commit = _Mean(), _Mean()
+        self._record, self._commit = Mean(), Mean()
 
     def batch(self, at_s: float, records: int, took_us: float) -> None:
         """A batch of so many records took so long."""

@@ -1,39 +1,60 @@
 """Consume, process, produce: one stage of the flow on one cluster, exactly once.
 
-Constraints
-- What a stage makes of a batch, and the offsets of that batch, are written in one transaction or not at all.
-- The transaction is begun when its records are ready, so it is open for milliseconds however slow the model is.
-- Pending work is bounded in time (`commit_interval_ms`), records and bytes; then it is written before more is read.
-- A refusal never loses or doubles: `Aborted` and `Fenced` drop the pending work, `start` makes the coordinator decide
-  what became of the transaction, and the stage goes on from what is committed.
+The shell over `pipelines.core.engine`: this thread runs the stage and writes, the fetcher's thread reads. What is
+decided, and why nothing is lost or doubled, stands there; here it is carried out.
 
 Operation
-    poll ─▶ Stage.process ─▶ pending ─▶ Transactions.write (every commit_interval_ms, or when full, or before a revoke)
-                 ▲ Stage.tick, at least every `idle_ms`
+    Fetcher.inbox ─▶ Engine ─▶ Process, Tick, Bury: the stage │ Write: one transaction │ GoBack, Release: the fetcher
 
-A stage keeps its state by partition and must be able to restore it from what it is told in `assigned`.
+A transaction is begun when its records are ready, so it is open for milliseconds however slow the model is. A stage
+keeps its state by partition and must be able to restore it from what it is told in `assigned`.
 """
 
+import queue
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter, methodcaller
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import structlog
 
+from pipelines.core.credit import CreditLimits
+from pipelines.core.engine import (
+    Bury,
+    End,
+    Engine,
+    EngineLimits,
+    Event,
+    Failed,
+    GoBack,
+    Instruction,
+    Lost,
+    Process,
+    Processed,
+    Refused,
+    Release,
+    Stop,
+    Tick,
+    WentBack,
+    Write,
+    Written,
+)
 from pipelines.core.progress import Doing
 from pipelines.core.work import WorkMeans
 from pipelines.errors import BrokerError, Fenced, TidegateError, TransportError
 from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
 from pipelines.observe.meters import Counts
-from pipelines.transport.base import Aborted, Cluster, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
+from pipelines.runtime.fetcher import Assigned, Fetcher, Heard, Rewound
+from pipelines.transport.base import Cluster, Commit, OutRecord, Partition, Record
 
 log = structlog.get_logger("tidegate.stage")
+
+WAIT_MOST_S = 0.1
+"""How late a stop may be noticed."""
 
 _TOPIC, _TOPIC_READ = attrgetter("topic"), methodcaller("topic")
 
@@ -77,31 +98,26 @@ class Stage(Protocol):
         ...
 
 
-class StageLimits(msgspec.Struct, frozen=True):
-    """How much may be pending, and how long a stage waits."""
+@runtime_checkable
+class Burying(Protocol):
+    """A stage that keeps nothing between batches, so that an item on which it fails can be found and taken out.
 
-    commit_interval_ms: int = 50
-    batch_records: int = 500
-    pending_records: int = 20_000
-    """Written records waiting for the commit."""
-    pending_bytes: int = 8 << 20
-    """At 70 MB/s and more a commit of 8 MiB stays under 120 ms."""
-    idle_ms: int = 10
-    """Longest wait for a record: how late `tick` may be."""
-    retry_first_s: float = 0.1
-    retry_most_s: float = 2.0
-    retries: int = 60
-    """In a row, without a success between; waits double up to `retry_most_s`. Two minutes, then the process ends with
-    the error and its supervisor starts it anew."""
+    Whatever its `process` raises, other than an error of ours, is then taken for the fault of an item.
+    """
+
+    def bury(self, record: Record, reason: str, now_us: int) -> Step:
+        """Make of this record what is left to be made of it: its dead letter, its mark, and the offset behind it."""
+        ...
+
+
+FAILED = "failed"
+"""The reason of an item on which a stage failed by itself."""
 
 
 def offsets_after(records: Sequence[Record]) -> dict[Partition, Commit]:
     """The commits that say all of `records` is done."""
-    return {(record.topic(), record.partition()): Commit(record.offset() + 1) for record in records}
-
-
-REJOIN_EVERY = 2
-"""Failures in a row after which the group is joined anew: a client can lose its coordinator for good."""
+    last = {(record.topic(), record.partition()): record for record in records}
+    return {partition: Commit(record.offset() + 1) for partition, record in last.items()}
 
 
 class StageRunner:
@@ -115,7 +131,8 @@ class StageRunner:
         group: str,
         transactional_id: str,
         stop: threading.Event,
-        limits: StageLimits | None = None,
+        limits: EngineLimits | None = None,
+        credit: CreditLimits | None = None,
         name: str = "",
         notes: bool = False,
         instruments: Instruments | None = None,
@@ -130,58 +147,193 @@ class StageRunner:
         self._name = name
         self._means = WorkMeans() if notes and name else None
         self._counts: defaultdict[tuple[str, ...], float] = defaultdict(float)
-        self._limits = limits or StageLimits()
+        self._limits = limits or EngineLimits()
         self._stop = stop
-        self._records: list[OutRecord] = []
-        self._offsets: dict[Partition, Commit] = {}
-        self._pending_bytes = 0
-        self._pending_since_s = 0.0
-        self._failures = 0
-        self._dropped = ""
+        self._engine = Engine(self._limits, isolates=isinstance(stage, Burying))
         self._writer = cluster.transactions(transactional_id)
         self._writer.start()
-        self._join = partial(cluster.group_reader, group, stage.topics, self, name=name)
-        self._reader = self._join()
+        self._fetcher = Fetcher(
+            lambda listener: cluster.group_reader(group, stage.topics, listener, name=name),
+            poll_records=self._limits.batch_records,
+            limits=credit,
+        )
         self._held: set[Partition] = set()
         self._meters.watch(metrics.HELD, lambda: len(self._held))
 
     def run(self) -> None:
         """Work until stopped. Raises `OutOfRange` where retention removed what was not read, and what lasts."""
         try:
-            while not self._stop.is_set():
-                try:
-                    self._signs.at(Doing.READING)
-                    if self._dropped:
-                        self._go_back()
-                    self._turn()
-                except OutOfRange:
-                    raise
-                except (TransportError, BrokerError, Fenced) as error:
-                    self._wait_after(error)
-                    if isinstance(error, Disconnected) or self._failures % REJOIN_EVERY == 0:
-                        self._rejoin()
-            self._write_pending()
+            self._fetcher.start()
+            while (end := self._turn()) is None:
+                pass
+            self._release(sorted(self._held))
         finally:
-            self._reader.close()
+            self._fetcher.close()
             self._writer.close()
             self._stage.close()
+        if end.error is not None:
+            raise end.error
 
-    def _turn(self) -> None:
-        records = self._reader.poll(self._limits.batch_records, self._limits.idle_ms / 1000)
-        if self._dropped:
-            return  # A rebalance within poll dropped pending work: what was just read is read again.
-        began_s = time.perf_counter()
-        self._signs.at(Doing.WORKING)
-        now_us = time.time_ns() // 1000
-        if records:
-            self._add(self._stage.process(records, now_us))
-            self._count_batch(records, time.perf_counter() - began_s)
+    def _turn(self) -> End | None:
+        """Hear what has happened, then do one thing."""
+        engine = self._engine
+        if self._stop.is_set():
+            engine.handle(Stop(), _now_us())
+        wait_us = engine.due_us() - _now_us()
+        if wait_us > 0:
+            self._signs.at(Doing.READING)
+        self._hear_all(wait_us / 1e6)
+        instruction = engine.next(_now_us())
+        if isinstance(instruction, End):
+            return instruction
+        if instruction is not None:
+            self._carry_out(instruction)
+        return None
+
+    def _hear_all(self, wait_s: float) -> None:
+        """What lies in the inbox; where that is empty, what comes within `wait_s`."""
+        inbox = self._fetcher.inbox
+        try:
+            heard = inbox.get(wait_s > 0, min(wait_s, WAIT_MOST_S)) if wait_s > 0 else inbox.get_nowait()
+            while True:
+                self._hear(heard)
+                heard = inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _hear(self, heard: Heard) -> None:
+        if isinstance(heard, Assigned):
+            log.info("assigned", partitions=_named(heard.commits))
+            self._held.update(heard.commits)
+            self._restore(heard.commits)
+        elif isinstance(heard, Rewound):
+            if self._restore(heard.commits):
+                self._engine.handle(WentBack(), _now_us())
         else:
-            self._signs.unread(some=bool(self._held) and self._reader.has_unread)
-        self._add(self._stage.tick(now_us))
-        if self._due():
-            self._write_pending()
+            if isinstance(heard, Refused):
+                self._note_failure(heard.error)
+            elif isinstance(heard, Lost):
+                self._forget_counts()
+            self._engine.handle(heard, _now_us())
+            # Before anything else is heard: the same partitions may come again right behind.
+            while self._engine.is_releasing and (instruction := self._engine.next(_now_us())) is not None:
+                self._carry_out(instruction)
+
+    def _restore(self, commits: Mapping[Partition, Commit]) -> bool:
+        """Tell the stage where it stands; whether it could take that."""
+        self._signs.at(Doing.READING)
+        refused = self._guarded(lambda: self._stage.assigned(commits))
+        if refused is not None:
+            self._engine.handle(refused, _now_us())
+        return refused is None
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Process():
+                event = self._process(instruction.records)
+            case Tick():
+                event = self._make(lambda now_us: self._stage.tick(now_us))
+                self._note_unread()
+            case Bury():
+                event = self._bury(instruction)
+            case Write():
+                event = self._write(instruction)
+            case Release():
+                self._release(instruction.partitions)
+                return
+            case GoBack():
+                # The order matters: `start` settles what became of a transaction, only then are commits the truth.
+                refused = self._guarded(self._writer.start)
+                if refused is None:
+                    self._fetcher.go_back(rejoin=instruction.rejoin)
+                    return
+                event = refused
+            case End():
+                return
+        self._engine.handle(event, _now_us())
+
+    def _process(self, records: Sequence[Record]) -> Event:
+        began_s = time.perf_counter()
+        event = self._make(lambda now_us: self._stage.process(records, now_us))
+        took_s = time.perf_counter() - began_s
+        if isinstance(event, Processed):
+            self._fetcher.done(len(records))
+            self._count_batch(records, took_s)
+            return msgspec.structs.replace(event, took_us=int(took_s * 1e6))
+        return event
+
+    def _bury(self, instruction: Bury) -> Event:
+        log.error("item_failed", exc_info=instruction.error)
+        stage, record = self._stage, instruction.record
+        if not isinstance(stage, Burying):
+            raise TypeError("only a stage that buries isolates its items")
+        event = self._make(lambda now_us: stage.bury(record, FAILED, now_us))
+        if isinstance(event, Processed):
+            self._fetcher.done(1)
+            return event
+        return Refused(event.error) if isinstance(event, Failed) else event
+
+    def _make(self, call: Callable[[int], Step]) -> Event:
+        """What the stage makes."""
+        self._signs.at(Doing.WORKING)
+        began_s = time.perf_counter()
+        made: list[Step] = []
+        refused = self._guarded(lambda: made.append(call(time.time_ns() // 1000)))
         self._meters.add(metrics.BUSY_SECONDS, time.perf_counter() - began_s)
+        if refused is not None:
+            return refused
+        step = made[0]
+        for what, count in step.counts.items():
+            self._counts[what] += count
+        return Processed(step.records, step.offsets, sum(record.size_bytes for record in step.records))
+
+    def _guarded(self, call: Callable[[], object]) -> Failed | Refused | None:
+        """Do it, and say how it went wrong."""
+        try:
+            call()
+        except (TransportError, BrokerError, Fenced) as error:
+            self._note_failure(error)
+            return Refused(error)
+        except TidegateError as error:
+            return Refused(error, final=True)
+        except Exception as error:  # noqa: BLE001 - the code of a user's stage may raise anything; the engine decides
+            self._signs.failed(error)
+            return Failed(error)
+        return None
+
+    def _note_failure(self, error: Exception) -> None:
+        self._forget_counts()
+        self._signs.failed(error)
+        log.warning("going_back", error=str(error), failures=self._engine.failures + 1)
+
+    def _forget_counts(self) -> None:
+        self._counts.clear()
+
+    def _write(self, instruction: Write) -> Event:
+        self._signs.at(Doing.WRITING)
+        offsets = instruction.offsets
+        if self._means is not None:
+            note = str(self._means.note(self._name, self._limits.commit_interval_us))
+            offsets = {p: c if c.metadata else Commit(c.offset, note) for p, c in offsets.items()}
+        began_s = time.perf_counter()
+        refused = self._guarded(lambda: self._writer.write(instruction.records, offsets, self._fetcher.reader))
+        if refused is not None:
+            result = "fenced" if isinstance(refused.error, Fenced) else "aborted"
+            self._meters.add(metrics.TRANSACTIONS, 1, result)
+            return Refused(refused.error, final=isinstance(refused, Failed))
+        self._count_written(instruction, time.perf_counter() - began_s)
+        return Written()
+
+    def _release(self, partitions: Sequence[Partition]) -> None:
+        log.info("revoked", partitions=_named(partitions))
+        self._held.difference_update(partitions)
+        self._stage.revoked(partitions)
+        self._fetcher.release(partitions)
+
+    def _note_unread(self) -> None:
+        """Whether the client knows of more than it hands out, though we have done all that it did."""
+        idle = bool(self._held) and not self._engine.batches
+        self._signs.unread(some=idle and self._fetcher.reader.has_unread)
 
     def _count_batch(self, records: Sequence[Record], took_s: float) -> None:
         self._signs.read()
@@ -195,106 +347,22 @@ class StageRunner:
         if self._means is not None:
             self._means.batch(time.monotonic(), len(records), took_s * 1e6)
 
-    def _add(self, step: Step) -> None:
-        for what, count in step.counts.items():
-            self._counts[what] += count
-        if not step.records and not step.offsets:
-            return
-        if not self._records and not self._offsets:
-            self._pending_since_s = time.monotonic()
-        self._records.extend(step.records)
-        self._offsets.update(step.offsets)
-        self._pending_bytes += sum(record.size_bytes for record in step.records)
-
-    def _due(self) -> bool:
-        if not self._records and not self._offsets:
-            return False
-        limits = self._limits
-        return (
-            (time.monotonic() - self._pending_since_s) * 1000 >= limits.commit_interval_ms
-            or len(self._records) >= limits.pending_records
-            or self._pending_bytes >= limits.pending_bytes
-        )
-
-    def _write_pending(self) -> None:
-        if self._records or self._offsets:
-            self._signs.at(Doing.WRITING)
-            if self._means is not None:
-                note = str(self._means.note(self._name, self._limits.commit_interval_ms * 1000))
-                self._offsets = {p: c if c.metadata else Commit(c.offset, note) for p, c in self._offsets.items()}
-            began_s = time.perf_counter()
-            try:
-                self._writer.write(self._records, self._offsets, self._reader)
-            except (Aborted, Fenced) as error:
-                self._meters.add(metrics.TRANSACTIONS, 1, "fenced" if isinstance(error, Fenced) else "aborted")
-                raise
-            self._count_written(time.perf_counter() - began_s)
-            self._failures = 0
-        self._forget_pending()
-
-    def _count_written(self, took_s: float) -> None:
+    def _count_written(self, written: Write, took_s: float) -> None:
         self._signs.done()
         self._meters.add(metrics.TRANSACTIONS, 1, "committed")
         self._meters.observe(metrics.TRANSACTION_SECONDS, took_s)
-        self._meters.add(metrics.WRITTEN_BYTES, self._pending_bytes)
-        for topic, count in Counter(map(_TOPIC, self._records)).items():
+        self._meters.add(metrics.WRITTEN_BYTES, written.size_bytes)
+        for topic, count in Counter(map(_TOPIC, written.records)).items():
             self._meters.add(metrics.WRITTEN, count, topic)
         self._meters.add_all(self._counts)
+        self._forget_counts()
         if self._means is not None:
             self._means.commit(time.monotonic(), took_s * 1e6)
 
-    def _forget_pending(self) -> None:
-        self._records, self._offsets, self._pending_bytes = [], {}, 0
-        self._counts.clear()
 
-    def _wait_after(self, error: TidegateError) -> None:
-        """Note that pending work is dropped, and wait. Raises the error once it has lasted too long."""
-        self._forget_pending()
-        self._dropped = str(error)
-        self._signs.failed(error)
-        self._failures += 1
-        if self._failures > self._limits.retries:
-            raise error
-        wait_s = min(self._limits.retry_first_s * 2 ** min(self._failures - 1, 10), self._limits.retry_most_s)
-        log.warning("going_back", error=self._dropped, wait_s=wait_s, failures=self._failures)
-        self._stop.wait(wait_s)
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
 
-    def _rejoin(self) -> None:
-        """Begin as a new member of the group: what the old one held comes back through `assigned`."""
-        log.warning("rejoining")
-        self._reader.abandon()
-        self._forget(sorted(self._held))
-        self._reader = self._join()
 
-    def _go_back(self) -> None:
-        # The order matters: `start` settles what became of an open transaction, only then are commits the truth.
-        self._writer.start()
-        self._stage.assigned(self._reader.rewind())
-        self._dropped = ""
-
-    def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
-        """Partitions that the group gave us."""
-        log.info("assigned", partitions=[f"{topic}[{number}]" for topic, number in partitions])
-        self._held.update(partitions)
-        self._stage.assigned(partitions)
-
-    def revoked(self, partitions: Sequence[Partition]) -> None:
-        """Partitions that the group wants back: write what is pending first."""
-        try:
-            self._write_pending()
-        except (TransportError, Fenced) as error:
-            # The next owner does these again; the partitions that stay with us go back to their commits.
-            self._forget_pending()
-            self._dropped = str(error)
-        self._forget(partitions)
-
-    def lost(self, partitions: Sequence[Partition]) -> None:
-        """Partitions that are somebody else's already."""
-        self._forget_pending()
-        self._dropped = "partitions were lost"
-        self._forget(partitions)
-
-    def _forget(self, partitions: Sequence[Partition]) -> None:
-        log.info("revoked", partitions=[f"{topic}[{number}]" for topic, number in partitions])
-        self._held.difference_update(partitions)
-        self._stage.revoked(partitions)
+def _named(partitions: Iterable[Partition]) -> list[str]:
+    return [f"{topic}[{number}]" for topic, number in partitions]

@@ -134,6 +134,10 @@ class GroupReader(Protocol):
         """Go back to the committed offsets on every partition held, and say what they are."""
         ...
 
+    def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
+        """Read no more of some partitions, and on of others. What was prefetched of the former is fetched again."""
+        ...
+
     def close(self) -> None:
         """Leave the group."""
         ...

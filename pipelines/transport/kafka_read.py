@@ -33,6 +33,10 @@ READ = {
 }
 
 
+MEMBER_S = 0.01
+"""An epoch may pass without partitions that come or go: so old may be the one that a commit names. The group refuses a
+commit of an older one, and it is done again."""
+
 STATISTICS_MS = 5_000
 """Between two looks of a group's reader at what its client knows."""
 
@@ -154,6 +158,10 @@ class KafkaGroupReader:
         self.has_unread = False
         """Whether the client knew of records that it had not handed out, at its last statistics."""
         self._given_up = 0
+        self.membership: object = None
+        """The group's metadata as of the last poll, for a commit from whatever thread. The client itself is for one
+        thread: a second one that asks it waits until no poll is under way."""
+        self._member_until_s = 0.0
         self._closing = self._abandoned = False
         self.consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -168,10 +176,16 @@ class KafkaGroupReader:
         """Up to `max_records`, waiting up to `timeout_s` for the first. Raises `OutOfRange`, `TransportError`."""
         given_up = self._given_up
         records = self._messages.poll(max_records, timeout_s)
+        if time.monotonic() >= self._member_until_s:
+            self._look_at_membership()
         if given_up == self._given_up:
             return records
         # A partition may go between the first record and the rest of the batch: its next owner reads it again.
         return [record for record in records if (record.topic(), record.partition()) in self._held]
+
+    def _look_at_membership(self) -> None:
+        self.membership = self.consumer.consumer_group_metadata()
+        self._member_until_s = time.monotonic() + MEMBER_S
 
     def rewind(self) -> dict[Partition, Commit]:
         """Go back to the committed offsets on every partition held, and say what they are."""
@@ -182,6 +196,14 @@ class KafkaGroupReader:
         except KafkaException as error:
             raise TransportError(f"cannot go back to the committed offsets: {error.args[0].str()}") from error
         return commits
+
+    def flow(self, pause: Sequence[Partition], resume: Sequence[Partition]) -> None:
+        """Read no more of some partitions, and on of others. Raises `TransportError`."""
+        try:
+            for partitions, change in ((pause, self.consumer.pause), (resume, self.consumer.resume)):
+                change([TopicPartition(*partition) for partition in partitions if partition in self._held])
+        except KafkaException as error:
+            raise TransportError(f"cannot pause or resume partitions: {error.args[0].str()}") from error
 
     def close(self) -> None:
         """Leave the group."""
@@ -222,6 +244,7 @@ class KafkaGroupReader:
             # The client does not take an assignment whose callback failed: this member would hold it and read nothing.
             raise Disconnected(str(error)) from error
         self._held.update(partitions)
+        self._look_at_membership()
         self._listener.assigned(commits)
 
     def _on_revoke(self, consumer: Consumer, taken: list[TopicPartition]) -> None:

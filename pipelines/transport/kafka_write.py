@@ -116,7 +116,7 @@ class KafkaTransactions:
                 self._produce(producer, record)
             if offsets and isinstance(group, KafkaGroupReader):
                 positions = [TopicPartition(*p, c.offset, c.metadata) for p, c in offsets.items()]
-                metadata = group.consumer.consumer_group_metadata()
+                metadata = group.membership
                 self._retrying(lambda: producer.send_offsets_to_transaction(positions, metadata, REQUEST_TIMEOUT_S))
             self._retrying(lambda: producer.commit_transaction(REQUEST_TIMEOUT_S))
             self._noted.clear()

@@ -16,10 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cloud_workers.credit import CreditBeat
 from cloud_workers.inference import BATCH_RECORDS, CloudStage
+from pipelines.core.engine import EngineLimits
 from pipelines.models.release import load_release
 from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.runtime.inference import ModelRunner
-from pipelines.runtime.stage import StageLimits, StageRunner, Step
+from pipelines.runtime.stage import StageRunner, Step
 from pipelines.transport.base import Aborted, Commit, OutRecord, Partition
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
@@ -278,7 +279,7 @@ def running(runner: ModelRunner, cluster: Any) -> Iterator[None]:
         group=CLOUD_GROUP,
         transactional_id="cloud.test",
         stop=stop,
-        limits=StageLimits(batch_records=BATCH_RECORDS),
+        limits=EngineLimits(batch_records=BATCH_RECORDS),
     )
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(work.run)

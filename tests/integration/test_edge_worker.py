@@ -9,10 +9,11 @@ import pytest
 from confluent_kafka import Producer
 
 from edge_workers.inference import EdgeStage
+from pipelines.core.engine import EngineLimits
 from pipelines.models.release import load_release
 from pipelines.routing.find import build_policy
 from pipelines.runtime.inference import ModelRunner
-from pipelines.runtime.stage import StageLimits, StageRunner
+from pipelines.runtime.stage import StageRunner
 from pipelines.transport.base import Commit, OutRecord
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
@@ -72,7 +73,7 @@ def frames(count: int) -> list[bytes]:
     return [frame.tobytes() for frame in np.random.default_rng(5).integers(0, 256, (count, 28, 28), np.uint8)]
 
 
-def work(stage: Until, cluster: KafkaCluster, names: SiteTopics, records: int, limits: StageLimits) -> None:
+def work(stage: Until, cluster: KafkaCluster, names: SiteTopics, records: int, limits: EngineLimits) -> None:
     """Run the stage until it has seen `records`, or too long a time."""
     stage.left, stage.stop = records, threading.Event()
     late = threading.Timer(WAIT_S, stage.stop.set)
@@ -110,7 +111,7 @@ def marked(cluster: KafkaCluster, names: SiteTopics) -> Counter:
 def test_every_record_is_answered_once_over_a_restart(cluster, site, runner):
     names, payloads = SiteTopics(site), frames(1200)
     write(cluster, [item(names, seq, payload) for seq, payload in enumerate(payloads)])
-    limits = StageLimits(commit_interval_ms=20, batch_records=100)
+    limits = EngineLimits(commit_interval_us=20_000, batch_records=100)
     # Batches of 100: the first life ends half way, the second at once, the third when all is done.
     for records in (600, 1, None):
         stage = Until(site, runner, build_policy("edge_only"), cluster)
@@ -137,7 +138,7 @@ def test_bad_records_do_not_stop_the_rest(cluster, site, runner):
     foreign = OutRecord(names.items, b"hello", b"who", 0, [("who", b"knows")])
     write(cluster, [*records, foreign])
     stage = Until(site, runner, build_policy("edge_only"), cluster)
-    work(stage, cluster, names, 7, StageLimits(commit_interval_ms=20))
+    work(stage, cluster, names, 7, EngineLimits(commit_interval_us=20_000))
     stage.close()
     outcomes = Counter(outcome for _, _, outcome in marked(cluster, names).elements())
     assert outcomes == {Outcome.ANSWERED_EDGE: 5, Outcome.DEAD_LETTERED: 1}
@@ -163,7 +164,7 @@ def test_credit_in_the_control_topic_opens_the_way_to_the_cloud(cluster, site, r
         stage.tick(time.time_ns() // 1000)
     assert stage.cloud.reachable(time.time_ns() // 1000)
     write(cluster, [item(names, seq, payload) for seq, payload in enumerate(payloads)])
-    work(stage, cluster, names, 60, StageLimits(commit_interval_ms=20))
+    work(stage, cluster, names, 60, EngineLimits(commit_interval_us=20_000))
     stage.close()
     sent = {}
     for record in read(cluster, names.uplinks):

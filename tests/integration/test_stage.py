@@ -11,11 +11,12 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipelines.core.engine import EngineLimits
 from pipelines.core.work import WorkNote
 from pipelines.errors import BrokerError
 from pipelines.observe.instruments import Instruments
 from pipelines.observe.metrics import ITEMS, READ, TRANSACTIONS, WRITTEN
-from pipelines.runtime.stage import NOTHING, StageLimits, StageRunner, Step, offsets_after
+from pipelines.runtime.stage import NOTHING, StageRunner, Step, offsets_after
 from pipelines.transport.base import Aborted, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import Tier, TopicSpec
@@ -23,9 +24,9 @@ from schemas.topics import Tier, TopicSpec
 PARTITIONS = 4
 RECORDS = 400
 HOUR_MS = 3_600_000
-QUICK = StageLimits(batch_records=20, pending_records=20, retry_first_s=0.01, retry_most_s=0.05)
+QUICK = EngineLimits(batch_records=20, pending_records=20, retry_first_us=10_000, retry_most_us=50_000)
 """Many small transactions: a fault falls between them."""
-PATIENT = StageLimits(commit_interval_ms=HOUR_MS)
+PATIENT = EngineLimits(commit_interval_us=HOUR_MS * 1000)
 """Nothing is written unless something else than the clock wants it."""
 WAIT_S = 60
 
@@ -134,7 +135,7 @@ def send(cluster, site) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def running(
-    cluster: KafkaCluster, site: str, number: int = 0, limits: StageLimits = QUICK
+    cluster: KafkaCluster, site: str, number: int = 0, limits: EngineLimits = QUICK
 ) -> Iterator[tuple[Echo, "Future[None]"]]:
     """A runner until the end of the block. What it raises is in the future."""
     stage, stop = Echo(f"{site}.in", f"{site}.out"), threading.Event()
@@ -291,7 +292,7 @@ def test_records_that_retention_removed_unread_end_the_stage(cluster, site, send
     admin = AdminClient({"bootstrap.servers": cluster.bootstrap, "log_level": 2})
     for future in admin.delete_records([TopicPartition(f"{site}.in", 1, 3)]).values():
         future.result()
-    hopeful = StageLimits(retry_first_s=HOUR_MS, retry_most_s=HOUR_MS)
+    hopeful = EngineLimits(retry_first_us=HOUR_MS * 1000, retry_most_us=HOUR_MS * 1000)
     with running(cluster, site, 0, hopeful) as (stage, done), pytest.raises(OutOfRange):
         done.result(WAIT_S)
     assert stage.closed
@@ -301,7 +302,7 @@ def test_records_that_retention_removed_unread_end_the_stage(cluster, site, send
 def test_what_lasts_is_raised_after_the_stated_tries(cluster, site, send):
     send(0, RECORDS)
     cluster.writes = dict.fromkeys(range(1, 100), refuse)
-    limits = StageLimits(commit_interval_ms=0, retry_first_s=0.001, retry_most_s=0.001, retries=3)
+    limits = EngineLimits(commit_interval_us=0, retry_first_us=1_000, retry_most_us=1_000, retries=3)
     with running(cluster, site, 0, limits) as (stage, done), pytest.raises(Aborted, match="refused by the test"):
         done.result(WAIT_S)
     assert cluster.left == limits.retries + 1
