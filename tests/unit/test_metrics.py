@@ -128,11 +128,11 @@ def test_healthz_says_whether_and_why_not_and_so_does_the_probe():
     instruments = Instruments("edge", "shop", lambda: now_s[0])
     with served(instruments, ANY_PORT) as where:
         instruments.at(Doing.WORKING)
-        assert get(where, "/healthz") == (200, "working on a batch\n")
+        assert get(where, "/healthz") == get(where, "/livez") == (200, "working on a batch\n")
         assert probe(where) == (True, "working on a batch")
         now_s[0] = 21.0
         line = "its loop has stood still for 21 s, working on a batch"
-        assert get(where, "/healthz") == (503, line + "\n")
+        assert get(where, "/healthz") == get(where, "/livez") == (503, line + "\n")
         assert 'tidegate_healthy{kind="edge",site="shop"} 0.0' in get(where, "/metrics")[1]
         command = [sys.executable, "-m", "pipelines.observe.probe"]
         done = subprocess.run(
@@ -142,6 +142,10 @@ def test_healthz_says_whether_and_why_not_and_so_does_the_probe():
         port = where.rpartition(":")[2]
         instruments.at(Doing.READING)
         assert probe(f"0.0.0.0:{port}") == probe(f":{port}") == (True, "reading from Kafka")
+        for now_s[0] in range(22, 60, 2):
+            instruments.failed("no Kafka answers")
+        assert get(where, "/healthz") == (503, "it has failed 19 times in 36 s: no Kafka answers\n")
+        assert get(where, "/livez") == (200, "waiting after a failure\n")
     assert probe(where)[0] is False
     assert probe("nonsense")[1].startswith("no answer from nonsense")
 
