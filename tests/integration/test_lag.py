@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -356,6 +357,9 @@ def test_lag_shows_partitions_of_the_kinds_asked_for(line, pipeline_file):
     assert group["seconds_behind"] >= 30
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(lag_command.app, [pipeline_file])
     assert f"{line.topics.items}[0]" in shown.stdout
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(lag_command.app, [pipeline_file, "--group", "edge"]).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert re.search(r"\[0\] .* \d+\.\d s │ stopped │", narrow), narrow
     wrong = CliRunner().invoke(lag_command.app, [pipeline_file, "--group", "nobody"])
     assert str(wrong.exception) == (
         "--group: 'nobody' is no kind of worker here: one of edge, settle, uplink, downlink, cloud, aggregate"
