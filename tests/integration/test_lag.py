@@ -1,6 +1,7 @@
 """Lag on real Kafkas: against Kafka's own tool, against what is known of the items, and with a cluster away."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -376,6 +377,24 @@ def test_top_writes_a_line_a_reading_and_ends_quietly_when_interrupted(line, pip
     going.send_signal(signal.SIGINT)
     _, err = going.communicate(timeout=60)
     assert (going.returncode, err) == (130, "")
+
+
+def test_how_long_topics_keep_what_waits_is_read_and_read_again(line):
+    topics, look = line.topics, line.both.edge.look()
+    with closing(look):
+        kept_s = look.retentions([topics.items, topics.positions, topics.ledger])
+        assert kept_s == {topics.items: 3_600.0, topics.positions: math.inf, topics.ledger: math.inf}
+        line.both.edge.alter_topics({topics.items: {"retention.ms": "60000"}})
+        while look.retentions([topics.items]) != {topics.items: 60.0}:
+            threading.Event().wait(0.1)
+    with closing(LagReader(line.both, line.pipeline, retentions=True)) as reader:
+        line.write([line.item(topics.items, 0, 30)])
+        while not (reading := reader.read()).groups or not partition(reading.groups[0], topics.items, 0).unread_s:
+            threading.Event().wait(0.1)
+        assert reader.retentions_s[Tier.EDGE, topics.items] == 60.0
+        one = partition(reading.groups[0], topics.items, 0)
+        assert one.unread_s < 30 <= one.seconds_behind, "the topic keeps it from when it was written there"
+    assert line.reader.retentions_s == {}, "who does not ask for it is not made to wait"
 
 
 # -- a cluster away ----------------------------------------------------------------------------------------------------
