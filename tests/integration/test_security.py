@@ -4,6 +4,7 @@ A refusal is awaited, never timed out: `NEVER_S` only bounds a machine that is s
 """
 
 import datetime
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -442,6 +443,14 @@ def test_adding_a_site_again_changes_nothing(cloud: Cloud) -> None:
         secret = [path for path in folder.iterdir() if path.suffix in (".key", ".password")]
         assert [path.stat().st_mode & 0o777 for path in secret] == [0o600]
         assert site.password not in done.output or not site.password
+
+
+def test_an_exporter_at_a_site_leaves_out_what_its_login_may_not_see(cloud: Cloud) -> None:
+    down = cloud.north.topics.down_answers
+    with closing(cloud.as_site(cloud.north).look()) as look:
+        assert look.retentions([CONTROL, down]) == {}
+    with closing(cloud.admin.look()) as look:
+        assert look.retentions([CONTROL, down]) == {CONTROL: math.inf, down: 86_400.0}
 
 
 def test_sites_are_listed_with_what_they_lack(cloud: Cloud) -> None:
