@@ -20,7 +20,7 @@ SAMPLES_MOST = 20
 
 
 def build_producer(
-    pipeline: Pipeline, cluster: Cluster, stop: threading.Event, instruments: Instruments | None = None
+    pipeline: Pipeline, cluster: Cluster, instance: str, stop: threading.Event, instruments: Instruments | None = None
 ) -> Producer:
     """The producer of a pipeline. Raises `SourceError`, `ConfigError`."""
     settings = CaptureSettings(rate=pipeline.source.rate, deadline_us=pipeline.deadline.us, priority=pipeline.priority)
@@ -30,6 +30,7 @@ def build_producer(
         _source(pipeline),
         _preprocess(pipeline),
         settings,
+        instance=instance,
         stop=stop,
         instruments=instruments,
     )

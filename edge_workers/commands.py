@@ -40,7 +40,7 @@ def _produce(file: File = DEFAULT_FILE, instance: Instance = None, check: Check 
         return
     stop = begin_worker("produce")
     with instrumented(pipeline, "produce", pipeline.site, instance) as instruments:
-        build_producer(pipeline, _edge_cluster(pipeline), stop, instruments).run()
+        build_producer(pipeline, _edge_cluster(pipeline), life_name(instance), stop, instruments).run()
 
 
 @edge.command()

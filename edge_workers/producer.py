@@ -4,7 +4,8 @@ Constraints
 - Every source position is captured exactly once, whatever dies when: records, marks of frames that cannot travel, and
   `StreamPosition`s are written together, and positions are read only after `start` has ended every earlier holder of
   the transactional id. A stream without a stored position begins a new epoch; nothing else does.
-- Another producer of the same slot fences this one: once it has gone on, `TakenOver` ends this one.
+- Another producer of the same slot, started later, fences this one and ends it with `TakenOver`
+  (`pipelines/runtime/ownership.py` says how that is told from a transaction that was given up).
 - What waits for a transaction is bounded in time, records and bytes.
 - While Kafka takes no records nothing is captured: what waited is dropped with the seqs that it had, no frame is taken,
   and a log line says which cluster and, as its disk may be full, which folder.
@@ -12,7 +13,7 @@ Constraints
 
 Operation
     Source ─▶ Schedule ─▶ release: seq, Preprocess, header ─▶ Captured ─▶ Transactions.write (every 50 ms, or full)
-       └──────── after `Aborted`: start again, read the positions, go on behind them ◀──────────┘
+       └── after any failure: look who owns the slot, start, read the positions, go on behind them ◀──┘
 """
 
 import threading
@@ -36,9 +37,11 @@ from pipelines.core.progress import Doing
 from pipelines.errors import BrokerError, Fenced, ForeignRecord, TakenOver, TidegateError, TransportError
 from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
+from pipelines.runtime.ownership import Ownership
 from pipelines.transport.base import Aborted, Cluster, OutRecord
 from pipelines.transport.storage import Storage
 from schemas import headers, wire
+from schemas.control import producer_key
 from schemas.headers import Header, Params
 from schemas.ledger import Outcome
 from schemas.positions import StreamPosition
@@ -92,7 +95,7 @@ class _Stream(msgspec.Struct, frozen=True):
 
 
 class Producer:
-    """Runs one source, under the transactional id `producer.<site>.<slot>`."""
+    """Runs one source, under the transactional id `producer.<site>.<slot>`. `instance` is no other life's name."""
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class Producer:
         preprocess: Preprocess,
         settings: CaptureSettings,
         *,
+        instance: str,
         stop: threading.Event,
         slot: int = 0,
         limits: ProducerLimits | None = None,
@@ -115,9 +119,9 @@ class Producer:
         self._stop, self._clock_us = stop, clock_us
         self._signs = instruments or Instruments()
         self._signs.meters.watch(metrics.CAPTURING, lambda: not self.not_capturing)
-        self._writer = cluster.transactions(
-            f"producer.{topics.site}.{slot}", "none" if preprocess.codec.compressed else "zstd"
-        )
+        transactional_id = f"producer.{topics.site}.{slot}"
+        self._owner = Ownership(cluster, transactional_id, topics.control, producer_key(slot), instance)
+        self._writer = cluster.transactions(transactional_id, "none" if preprocess.codec.compressed else "zstd")
         self._captured = Captured(topics)
         self._write_by_us = 0
         self._failures = 0
@@ -126,7 +130,6 @@ class Producer:
         """Why nothing is captured, with the remedy; "" while all is well."""
         self._must_resume = True
         self._capture = Capture([], {}, 0)
-        self._began = False
 
     def run(self) -> None:
         """Until the source has ended and all is written, or `stop` is set. Raises `TakenOver`, and what lasts."""
@@ -149,8 +152,7 @@ class Producer:
     def _resume(self) -> None:
         """Go on behind what is stored."""
         self._signs.at(Doing.READING)
-        if self._began:
-            self._refuse_if_taken_over()
+        self._owner.ensure()
         # The order matters: `start` settles what became of an open transaction, only then are positions the truth.
         self._writer.start()
         stored = stored_positions(self._cluster, self._topics)
@@ -171,20 +173,11 @@ class Producer:
         )
         for number in range(len(names)):
             self._schedule_next(number)
-        self._must_resume, self._began = False, True
+        self._must_resume = False
         with suppress(BrokerError):  # Asked while it is well: a Kafka whose disk is full has ended, and tells nothing.
             self._storage = self._cluster.storage()
         self._signs.at(Doing.WORKING)
         log.info("capturing", streams=len(names), resumed=len(stored.keys() & set(names)))
-
-    def _refuse_if_taken_over(self) -> None:
-        """Positions beyond all that we ever captured are another producer's: end, or we would fence the rightful one.
-
-        Where there are none, the coordinator only gave our transaction up (we stood still past its time-out).
-        """
-        for stream, at in stored_positions(self._cluster, self._topics).items():
-            if self._capture.is_behind(stream, at):
-                raise TakenOver(f"another producer of {self._topics.site} has gone on with stream '{stream}'")
 
     def _schedule_next(self, number: int) -> None:
         frame = next(self._streams[number].frames, None)

@@ -3,6 +3,6 @@
 headers    the two headers of a record that carries items        items      the identity of an item
 results    answers as users read them                            answers    what the cloud says of an escalated record
 ledger     outcomes and marks                                    positions  where producers and forwarders stand
-control    the cloud's credit                                    aggregates event-time windows
+control    the cloud's credit, who holds a slot                  aggregates event-time windows
 topics     names, keys, partitions, retention                    errors     the root of the error tree
 """

@@ -1,4 +1,8 @@
-"""Control: what the cloud grants a site. `control` in the cloud, keyed by site; `<site>.control` at the edge."""
+"""Control: what the cloud grants a site, and who holds a producer's slot.
+
+`control` in the cloud, keyed by site, holds `Credit`. `<site>.control` at the edge is keyed by kind: `credit` has the
+site's own `Credit`, `producer.<slot>` an `Owner` (`schemas/positions.py`). Readers pass over all other keys.
+"""
 
 import msgspec
 
@@ -13,3 +17,8 @@ class Credit(msgspec.Struct, frozen=True):
 
 
 CREDIT_KEY = b"credit"
+
+
+def producer_key(slot: int) -> bytes:
+    """The key of the claim on a producer's slot."""
+    return b"producer.%d" % slot

@@ -3,7 +3,7 @@
 TidegateError               every error of ours; `exit_code` is what the command line ends with
 ├── UserError               the user can mend it: one line, exit 2
 │   └── (pipelines.errors)  ConfigError, BrokerError, AccessError, ModelError, SourceError
-├── Fenced                  a transactional id was taken away; start again, if what is stored is still ours
+├── Fenced                  a transactional id was taken away; start again, if our claim is still the last
     │   └── TakenOver           it is not: another process goes on with this one's work
 └── RecordError             a record that cannot be taken as it is
     ├── ForeignRecord       not one of ours: quarantined and counted, no item
@@ -35,7 +35,7 @@ class Fenced(TidegateError):
 
 
 class TakenOver(Fenced):
-    """What is stored shows it: another process has gone on from here."""
+    """What is stored shows it: another process has claimed the id since."""
 
 
 class RecordError(TidegateError):

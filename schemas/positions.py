@@ -29,13 +29,22 @@ class ForwardPosition(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """In the same topics under the key `owner`: the forwarder that took over last."""
+    """Who claimed a transactional id last: written before its first use, and the log's order decides.
+
+    A forwarder's lies beside its positions under the key `owner`, a producer's in `<site>.control`, key `producer_key`.
+    """
 
     instance: str
+    """This life of a process, and no other."""
     since_us: int
 
 
 OWNER_KEY = b"owner"
+
+
+def owner_id(transactional_id: str) -> str:
+    """The transactional id under which claims on `transactional_id` are written."""
+    return f"{transactional_id}.owner"
 
 
 def forward_key(topic: str, partition: int) -> bytes:

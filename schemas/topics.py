@@ -89,7 +89,7 @@ class SiteTopics(msgspec.Struct, frozen=True):
 
     @property
     def control(self) -> str:
-        """The cloud's credit, at the edge."""
+        """The cloud's credit, at the edge, and which producer holds a slot."""
         return f"{self.site}.control"
 
     @property

@@ -13,8 +13,8 @@ TEXT = """# Metrics and health
 
 <!-- Written by scripts/publish_metrics.py from pipelines/observe/metrics.py: change it there. -->
 
-Every worker and the exporter serve `/metrics` (for Prometheus) and `/healthz` on one port. The first of these says
-where:
+Every worker and the exporter serve `/metrics` (for Prometheus), `/healthz` and `/livez` on one port. The first of
+these says where:
 
 1. `TIDEGATE_METRICS=HOST:PORT` in the environment. Exactly there, or the worker ends with one line
    (workers that `tidegate run` starts share the environment, and take ports as in 2). The images set it
@@ -48,8 +48,16 @@ open the port to a network that you do not trust.
 - that holds partitions, knows of unread records, and has read none for {sitting} s.
 
 A worker that has nothing to do is well. `python -m pipelines.observe.probe` asks and exits 0 or 1; it is the images'
-health check. A cluster that is away makes its workers not well, and starting them again does not help: give a
-liveness probe minutes.
+health check.
+
+`/livez` answers 200 as long as the worker's loop turns, and 503 with the line above only where it has not begun or
+stands still: by the first two points. A cluster that is away makes its workers not well after {failing} s, but they try
+again, at most 2 s after each failure, and starting them anew would not help.
+
+| what asks | asks |
+| --- | --- |
+| whoever shows or decides whether work is done (readiness, `docker ps`, a person) | `/healthz` |
+| whoever starts anew what hangs (liveness) | `/livez`, with minutes: restoring much may take longer than {reading} s |
 
 ## The exporter
 

@@ -36,13 +36,13 @@ def exporter(
     instruments = Instruments("exporter", pipeline.site)
     collector = LagCollector(pipeline.site)
     instruments.meters.registry.register(collector)
-    with closing(lag_reader(pipeline, tier)) as reader, served(instruments, address):
+    with closing(lag_reader(pipeline, tier, retentions=True)) as reader, served(instruments, address):
         while not stop.is_set():
             began_s = time.monotonic()
             instruments.at(Doing.READING)
             reading = reader.read()  # What is away stands in it: that is the clusters' trouble, and is exported.
             took_s = time.monotonic() - began_s
-            collector.take(reading, took_s)
+            collector.take(reading, took_s, reader.retentions_s)
             instruments.done()
             instruments.at(Doing.IDLE)
             stop.wait(max(INTERVAL_S - took_s, 0.0))

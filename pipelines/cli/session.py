@@ -18,10 +18,12 @@ from pipelines.config.clusters import ENVIRONMENT, Clusters, clusters, security
 from pipelines.config.home import Running, write_running
 from pipelines.errors import ConfigError
 from pipelines.runtime.supervisor import Supervisor, WorkerSpec
+from pipelines.transport.base import Cluster, Partition
 from pipelines.transport.broker import Broker, prefetch, start_many_owned
 from pipelines.transport.kafka import KafkaCluster
 from pipelines.transport.topics import apply
-from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, OFFLOADS, Tier
+from schemas.control import CREDIT_KEY
+from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, OFFLOADS, SiteTopics, Tier
 
 READY_MOST_S = 30.0
 READY_TURN_S = 0.1
@@ -46,7 +48,7 @@ class Session:
                 one.check()
             self._stack.callback(self._running(addresses).unlink, missing_ok=True)
             self.created = apply(layout_of(pipeline), self.clusters.edge, self.clusters.cloud)
-            self._control_before = sum(self.clusters.edge.end_offsets([pipeline.topics.control]).values())
+            self._control_before = self.clusters.edge.end_offsets([pipeline.topics.control])
             self.supervisor = Supervisor(workers_of(pipeline, file), environment, folder / "logs")
             self._stack.callback(self.supervisor.stop)
         except BaseException:
@@ -99,11 +101,16 @@ class Session:
         for cluster, group, names in groups:
             if cluster.assigned_partitions(group) < names * self.pipeline.partitions:
                 return False
-        return not asks_cloud or sum(edge.end_offsets([topics.control]).values()) > self._control_before
+        return not asks_cloud or credit_came(edge, topics, self._control_before)
 
     def close(self) -> None:
         """Stop the workers, then the brokers."""
         self._stack.close()
+
+
+def credit_came(edge: Cluster, topics: SiteTopics, since: Mapping[Partition, int]) -> bool:
+    """Whether the cloud's credit has reached the site. What else stands in its control topic is none."""
+    return any(record.key() == CREDIT_KEY for record in edge.read_all([topics.control], since))
 
 
 def workers_of(pipeline: Pipeline, file: Path) -> Sequence[WorkerSpec]:

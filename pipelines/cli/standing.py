@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 
+from pipelines.cli.fitted import Column, Fitted
 from pipelines.core.lag import GroupLag, Member, PartitionLag, State
 from pipelines.observe.lag import Reading
 
@@ -26,15 +26,45 @@ def when(reading: Reading) -> str:
     return datetime.fromtimestamp(reading.at_us / 1e6).astimezone().strftime("%H:%M:%S")
 
 
-def groups_table(groups: Iterable[GroupLag], title: str) -> Table:
+GROUP_COLUMNS = (
+    Column("kind", rank=4),  # The group's name nearly says it.
+    Column("group"),
+    Column("state"),
+    Column("behind", right=True),
+    Column("lag", rank=5, right=True),
+    Column("in/s", rank=1, right=True),
+    Column("out/s", rank=2, right=True),
+    Column("drained in", rank=1, right=True),
+    Column("members", rank=3, right=True),
+)
+
+PARTITION_COLUMNS = (
+    Column("partition"),
+    Column("committed", rank=7, right=True),
+    Column("end", rank=6, right=True),
+    Column("lag", rank=2, right=True),
+    Column("behind", right=True),
+    Column("in/s", rank=4, right=True),
+    Column("out/s", rank=3, right=True),
+    Column("drained in", rank=5, right=True),
+    Column("state"),
+    Column("owner", rank=1),
+)
+
+MEMBER_COLUMNS = (
+    Column("kind", rank=1),
+    Column("member"),
+    Column("host", rank=3),
+    Column("holds", wraps=True),
+    Column("streams", rank=2, wraps=True),
+)
+
+
+def groups_table(groups: Iterable[GroupLag], title: str) -> Fitted:
     """One row a group."""
-    table = Table(title=title, title_justify="left")
-    for name in ("", "group", "state"):
-        table.add_column(name)
-    for name in ("behind", "lag", "in/s", "out/s", "drained in", "members"):
-        table.add_column(name, justify="right")
+    table = Fitted(title, GROUP_COLUMNS)
     for group in groups:
-        table.add_row(
+        table.add(
             group.kind,
             group.group,
             state_text(group.state),
@@ -48,17 +78,12 @@ def groups_table(groups: Iterable[GroupLag], title: str) -> Table:
     return table
 
 
-def partitions_table(groups: Iterable[GroupLag], title: str) -> Table:
+def partitions_table(groups: Iterable[GroupLag], title: str) -> Fitted:
     """One row a partition, below its group."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for name in ("committed", "end", "lag", "behind", "in/s", "out/s", "drained in"):
-        table.add_column(name, justify="right")
-    for name in ("state", "owner"):
-        table.add_column(name)
+    table = Fitted(title, PARTITION_COLUMNS)
     for group in groups:
-        table.add_section()
-        table.add_row(
+        table.section()
+        table.add(
             f"[bold]{group.kind}[/] {group.group}",
             "",
             "",
@@ -71,7 +96,7 @@ def partitions_table(groups: Iterable[GroupLag], title: str) -> Table:
             f"{len(group.members)} in all",
         )
         for one in group.partitions:
-            table.add_row(f"  {one.topic}[{one.partition}]", *_partition_cells(one))
+            table.add(f"  {one.topic}\\[{one.partition}]", *_partition_cells(one))
     return table
 
 
@@ -89,19 +114,17 @@ def _partition_cells(one: PartitionLag) -> Sequence[str]:
     )
 
 
-def members_table(reading: Reading) -> Table:
+def members_table(reading: Reading) -> Fitted:
     """One row a member of a group: what it holds, and which streams lie there."""
     by_partition: defaultdict[int, list[str]] = defaultdict(list)
     for stream, number in sorted(reading.streams.items()):
         by_partition[number].append(stream)
-    table = Table(title="members", title_justify="left")
-    for name in ("", "member", "host", "holds", "streams"):
-        table.add_column(name, overflow="fold")
+    table = Fitted("members", MEMBER_COLUMNS)
     for group in reading.groups:
         for member in sorted(group.members, key=lambda one: one.name):
             numbers = sorted({number for _, number in member.partitions})
             streams = [stream for number in numbers for stream in by_partition[number]]
-            table.add_row(group.kind, member.name, member.host, holding(member), _some(streams))
+            table.add(group.kind, member.name, member.host, holding(member), _some(streams))
     return table
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from pipelines.cli.fitted import Column, Fitted
 from pipelines.cli.looking import JsonOption, TierOption, look
 from pipelines.cli.standing import concerns, groups_table, is_well, members_table, when
 from pipelines.config import load
@@ -79,12 +79,11 @@ def _cluster(address: str, tier: Tier, reading: Reading) -> ClusterStatus:
 
 def show(found: Status, reading: Reading, console: Console) -> None:
     """Print tables of clusters, groups and members, then what is wrong."""
-    table = Table(title=f"pipeline {found.pipeline}, site {found.site}, {when(reading)}", title_justify="left")
-    for name in ("cluster", "address", ""):
-        table.add_column(name)
+    title = f"pipeline {found.pipeline}, site {found.site}, {when(reading)}"
+    table = Fitted(title, (Column("cluster"), Column("address"), Column()))
     for tier, one in found.clusters.items():
         brokers = f"{one.brokers} broker{'s' if one.brokers > 1 else ''}"
-        table.add_row(tier, one.address, f"[green]{brokers}[/]" if one.reachable else "[red]away[/]")
+        table.add(tier, one.address, f"[green]{brokers}[/]" if one.reachable else "[red]away[/]")
     console.print(table)
     if reading.groups:  # Not where every cluster is away.
         console.print(groups_table(reading.groups, "groups"))

@@ -1,6 +1,7 @@
 """Reading a pipeline file. Whatever is wrong with it is one `ConfigError` that names file, key and remedy."""
 
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
@@ -15,6 +16,9 @@ from pipelines.config.units import decode_hook, schema_hook
 from pipelines.errors import ConfigError
 
 FILE_BYTES_MOST = 1 << 20
+
+_QUOTED = re.compile(r""" ?(['"])(?!<|.\1).*\1""")
+"""What an error quotes of a file, but for a single character and names such as `<block end>`."""
 
 
 def load(path: Path | str) -> Pipeline:
@@ -48,7 +52,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({reason})", remedy="give a pipeline file; `tidegate init` writes one"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # A date such as 2026-02-30 is a ValueError.
-        raise ConfigError(f"{path} is not YAML: {_one_line(error)}", remedy="mend it there") from error
+        raise ConfigError(f"{path} is not YAML: {_why_no_yaml(error)}", remedy="mend it there") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no keys", remedy="`tidegate init` writes a file to begin with")
     return raw
@@ -124,6 +128,17 @@ def _labels(file: Path, key: str, path: Path) -> list[str]:
             f"{file}: {key}: {path} cannot be read", remedy="give a text file with one name a line"
         ) from error
     return [name for name in names if name]
+
+
+def _why_no_yaml(error: Exception) -> str:
+    """Where and what, without the line itself or a piece of it: a secret may stand there."""
+    mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return _one_line(error)
+    begun = error.context_mark
+    context = f", {error.context} from line {begun.line + 1} on" if error.context and begun is not None else ""
+    problem = _QUOTED.sub("", _one_line(error.problem))
+    return f"line {mark.line + 1}, column {mark.column + 1}{context}: {problem}"
 
 
 def _one_line(text: object) -> str:

@@ -152,7 +152,7 @@ class Metrics(_Section, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What each process exports."""
 
     listen: str | None = None
-    """`host:port` of `/metrics` and `/healthz`; more workers on one machine take the ports after it."""
+    """`host:port` of `/metrics`, `/healthz` and `/livez`; more workers on one machine take the ports after it."""
 
     def __post_init__(self) -> None:
         if self.listen is not None:

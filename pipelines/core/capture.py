@@ -32,11 +32,6 @@ class Capture:
         self._changed.add(stream)
         return at.epoch, at.next_seq
 
-    def is_behind(self, stream: str, stored: StreamPosition) -> bool:
-        """Whether `stored` lies beyond all that was taken here, so that somebody else must have stored it."""
-        at = self._positions.get(stream)
-        return at is not None and (stored.epoch != at.epoch or stored.next_seq > at.next_seq)
-
     def changed(self) -> dict[str, StreamPosition]:
         """Positions to be stored together with the items taken since the last call."""
         changed = {stream: self._positions[stream] for stream in sorted(self._changed)}

@@ -78,6 +78,8 @@ class Sample(msgspec.Struct, frozen=True):
     """Time that the owner spends on one record, as it says itself (see `core.work`)."""
     capacity_per_s: float | None = None
     """Records a second that the owner could do, as it says itself."""
+    written_us: int | None = None
+    """When the record of `oldest_us` was written to this topic: its retention counts from then."""
 
 
 class PartitionLag(msgspec.Struct, frozen=True):
@@ -100,6 +102,8 @@ class PartitionLag(msgspec.Struct, frozen=True):
     capacity_per_s: float | None = None
     hot: bool = False
     """Takes in far more than the mean of its topic's partitions."""
+    unread_s: float = 0.0
+    """Since the oldest unprocessed record was written to this topic; 0 where nothing waits."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -308,4 +312,5 @@ def _partition_lag(partition: tuple[str, int], window: Sequence[Sample], window_
         state=state,
         capacity_per_s=newest.capacity_per_s,
         hot=hot,
+        unread_s=0.0 if newest.written_us is None else max(newest.at_us - newest.written_us, 0) / 1e6,
     )

@@ -15,20 +15,28 @@ Place = tuple[str, int]
 """Topic and partition number."""
 
 
+class Waits(msgspec.Struct, frozen=True):
+    """How long a record waits: two moments, microseconds since the Unix epoch."""
+
+    since_us: int
+    """Since when, by its item."""
+    written_us: int
+    """When it was written to the topic."""
+
+
 class Found(msgspec.Struct, frozen=True):
     """The first record at or after an offset."""
 
     offset: int
-    since_us: int
-    """Since when it waits."""
+    waits: Waits
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """No record lies from `start` up to `offset`; `since_us` is of the record there, None where none was yet."""
+    """No record lies from `start` up to `offset`; `waits` is of the record there, None where none was yet."""
 
     start: int
     offset: int
-    since_us: int | None
+    waits: Waits | None
 
 
 class Oldest:
@@ -36,7 +44,7 @@ class Oldest:
 
     def __init__(self) -> None:
         self._known: dict[Place, _Known] = {}
-        self._since_us: dict[Place, int | None] = {}
+        self._waits: dict[Place, Waits | None] = {}
         self._asked: dict[Place, tuple[int, int]] = {}
 
     def wanted(self, standing: Mapping[Place, tuple[int, int]], at_us: int) -> dict[Place, int]:
@@ -47,18 +55,18 @@ class Oldest:
             known = self._known.get(place)
             start = committed
             if known is not None and known.start <= committed <= known.offset:
-                if known.since_us is not None:
-                    self._since_us[place] = known.since_us if known.offset < end else None
+                if known.waits is not None:
+                    self._waits[place] = known.waits if known.offset < end else None
                     continue
                 start = known.offset
             if start >= end:
-                self._since_us[place] = None
+                self._waits[place] = None
                 continue
             self._asked[place] = (committed, end)
             wanted[place] = start
             # In case that no answer comes.
-            if self._since_us.get(place) is None:
-                self._since_us[place] = at_us
+            if self._waits.get(place) is None:
+                self._waits[place] = Waits(at_us, at_us)
         return wanted
 
     def note(self, found: Mapping[Place, Found | None]) -> None:
@@ -67,12 +75,12 @@ class Oldest:
             committed, end = self._asked[place]
             if record is None:
                 self._known[place] = _Known(committed, end, None)
-                self._since_us[place] = None
+                self._waits[place] = None
             else:
-                self._known[place] = _Known(committed, record.offset, record.since_us)
+                self._known[place] = _Known(committed, record.offset, record.waits)
                 # One past the end came after the sample: nothing waited then.
-                self._since_us[place] = record.since_us if record.offset < end else None
+                self._waits[place] = record.waits if record.offset < end else None
 
-    def since_us(self, place: Place) -> int | None:
-        """Since when the oldest record waits; None: nothing waits."""
-        return self._since_us.get(place)
+    def waits(self, place: Place) -> Waits | None:
+        """How long the oldest record waits; None: nothing waits."""
+        return self._waits.get(place)

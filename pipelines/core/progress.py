@@ -1,11 +1,14 @@
-"""Whether a worker makes progress: what `/healthz` answers. Pure: every moment is an argument, seconds on one clock.
+"""Whether a worker makes progress (`/healthz`), and whether its loop turns at all (`/livez`).
+
+Pure: every moment is an argument, seconds on one clock.
 
 Rules, the first that holds is told
     standing   its loop has been at the same thing for longer than that may take (`MOST_S`), starting included
     failing    it has failed again and again for `FAILING_S`, and nothing was done between. `CALM_S` without a failure
                count as recovered: an idle worker has nothing that could show it
     sitting    it holds partitions and its client knows of unread records, yet nothing was read for `SITTING_S`
-Everything else is well: a worker that has nothing to do is.
+Everything else is well: a worker that has nothing to do is. Only the first rule says that the loop does not turn: who
+fails and waits as it should would be no better off for being started anew.
 """
 
 import math
@@ -98,11 +101,16 @@ class Progress:
         """Seconds since records were read or written."""
         return max(now_s - self._progress_s, 0.0)
 
+    def why_hung(self, now_s: float) -> str:
+        """Why its loop counts as hung, in one line; "" while it turns, however little comes of it."""
+        doing, stood_s = self.doing, now_s - self._since_s
+        return f"its loop has stood still for {stood_s:.0f} s, {doing}" if stood_s > MOST_S[doing] else ""
+
     def why_not(self, now_s: float) -> str:
         """Why it makes no progress, in one line; "" where it does."""
-        doing, stood_s = self.doing, now_s - self._since_s
-        if stood_s > MOST_S[doing]:
-            return f"its loop has stood still for {stood_s:.0f} s, {doing}"
+        hung = self.why_hung(now_s)
+        if hung:
+            return hung
         failing_s = now_s - self._failed_first_s
         if self._is_failing(now_s) and failing_s > FAILING_S:
             return f"it has failed {self.failures} times in {failing_s:.0f} s: {' '.join(self._error.split())}"

@@ -20,6 +20,10 @@ DRAIN_S = 600
 """What takes longer to drain counts as not draining."""
 DEAD_LETTERS_MOST, DEAD_LETTERS_S = 10, 600
 """More than these in so long. A damaged picture now and then is no alert."""
+RETENTION_SHARE = 0.5
+"""Of its topic's retention that what waits may be old: half of it is left for whoever is called."""
+LATE_SHARE, LATE_MOST, LATE_S = 0.1, 10, 120
+"""More than this share of the answers in so long, and more than so many. A burst after an outage is over before."""
 FENCED_MOST = 3
 """In five minutes. A worker that was stopped for long is fenced once, and goes on."""
 
@@ -51,6 +55,8 @@ class Alert(msgspec.Struct, frozen=True):
 _CRITICAL, _WARNING = Severity.CRITICAL, Severity.WARNING
 _OF_SITE = "{{ with $labels.site }} of site {{ . }}{{ end }}"
 _DEAD = 'tidegate_items_total{outcome="dead_lettered"}'
+_LATE = f"rate(tidegate_late_answers_total[{LATE_S}s])"
+_IN_TIME = f'rate(tidegate_items_total{{kind="settle",outcome="answered_cloud"}}[{LATE_S}s])'
 
 
 def _grown(counter: str, seconds: int) -> str:
@@ -144,6 +150,19 @@ ALERTS: Sequence[Alert] = (
         "TidegatePartitionStalled and TidegateTransactionOpen come first where they fire too.",
     ),
     Alert(
+        "TidegateNearRetention", _CRITICAL,
+        f"max by (site, kind, topic, tier) (tidegate_retention_used_ratio) > {RETENTION_SHARE}", 60,
+        "what waits for {{ $labels.kind }}" + _OF_SITE
+        + " in {{ $labels.topic }} is {{ $value | humanizePercentage }} of the retention old",
+        f"The oldest record that this group has not done has lain in the topic for more than {RETENTION_SHARE:.0%} of "
+        "the time that Kafka keeps it. At 100% Kafka may remove it unread: an item is then lost, and the audit names "
+        "it; a result never reaches the cloud. Its reader ends, since its place is gone.",
+        "`tidegate lag --group KIND` says who is behind; TidegateGroupStopped, TidegatePartitionStalled, "
+        "TidegateClusterAway and TidegateGroupBehind have the remedy for it. If that takes longer than what is left: "
+        "lengthen `retention` in the pipeline file and `tidegate topics apply`, which needs no restart, with a disk "
+        "that holds it.",
+    ),
+    Alert(
         "TidegateNotCapturing", _CRITICAL, "tidegate_capturing == 0", 15,
         "the producer {{ $labels.instance }} of site {{ $labels.site }} captures nothing",
         "The edge's Kafka takes no records, so the producer takes no frames: what a camera shows meanwhile is never "
@@ -159,6 +178,17 @@ ALERTS: Sequence[Alert] = (
         "accounted for and kept in `<site>.dead_letters`.",
         "Read that topic with any Kafka tool: value and headers are as they came, with the reason beside. "
         "`undecodable`: a camera or its encoder; `wrong_shape`: a source that does not fit the model.",
+    ),
+    Alert(
+        "TidegateLateAnswers", _WARNING,
+        f"sum by (site) ({_LATE}) / sum by (site) ({_LATE} or {_IN_TIME}) > {LATE_SHARE}"
+        f" and sum by (site) (increase(tidegate_late_answers_total[{LATE_S}s])) > {LATE_MOST}", 180,
+        "{{ $value | humanizePercentage }} of the cloud's answers come too late for site {{ $labels.site }}",
+        f"For minutes more than {LATE_SHARE:.0%} of the answers have come when their item had ended without them. Link "
+        "and cloud worked for nothing: these items ended `answered_edge_fallback` or `expired`.",
+        "`tidegate lag` shows where the time goes: uplink, cloud or downlink. Cloud workers that are behind: "
+        "`tidegate scale advise`. Else the deadline is shorter than the way there and back: lengthen `deadline`, or "
+        "send less to the cloud (`routing`).",
     ),
     Alert(
         "TidegateForeignRecords", _WARNING, "increase(tidegate_foreign_records_total[10m]) > 0", 0,

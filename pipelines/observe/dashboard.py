@@ -104,12 +104,16 @@ ROWS: Sequence[Row] = (
                Query(_highest("tidegate_hot_partitions") + " > 0", "{{kind}} hot", may_be_empty=True)]),
         Panel("In and out", "Records a second of each group.",
               [Query(f"sum by (kind, direction) (tidegate_group_records_per_second{{{_SITE}}})",
-                     "{{kind}} {{direction}}")], "ops", width=12),
+                     "{{kind}} {{direction}}")], "ops"),
         Panel("Used of what the workers could do",
               "What comes in over the capacity that the workers measure themselves. Above 1 a group falls behind.",
               [Query(f'sum by (kind) (tidegate_group_records_per_second{{direction="in", {_SITE}}})'
                      f" / sum by (kind) (tidegate_group_capacity_per_second{{{_SITE}}})", "{{kind}}")],
-              "percentunit", width=12),
+              "percentunit"),
+        Panel("Used of the retention",
+              "For how long the oldest record has waited, over how long its topic keeps it. At 100% it may be removed.",
+              [Query(f"max by (kind, topic) (tidegate_retention_used_ratio{{{_SITE}}})", "{{kind}} {{topic}}")],
+              "percentunit"),
     )),
     Row("Workers", (
         Panel("Workers", "In each group.", [Query(f"sum by (kind) (tidegate_group_members{{{_SITE}}})", "{{kind}}")]),

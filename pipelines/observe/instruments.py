@@ -50,6 +50,10 @@ class Instruments:
         """Why the worker makes no progress; "" where it does."""
         return self._progress.why_not(self._clock_s())
 
+    def why_hung(self) -> str:
+        """Why the worker's loop counts as hung; "" while it turns."""
+        return self._progress.why_hung(self._clock_s())
+
     def refresh(self) -> None:
         """Bring up to date what is only known when it is asked for."""
         now_s = self._clock_s()

@@ -55,12 +55,20 @@ class Reading(msgspec.Struct, frozen=True):
 class LagReader:
     """Reads one pipeline's lag, about once a second. For one thread."""
 
-    def __init__(self, both: Clusters, pipeline: Pipeline, tiers: Collection[Tier] = tuple(Tier)) -> None:
+    def __init__(
+        self,
+        both: Clusters,
+        pipeline: Pipeline,
+        tiers: Collection[Tier] = tuple(Tier),
+        *,
+        retentions: bool = False,
+    ) -> None:
+        """`retentions`: look how long topics keep their records, too."""
         self._flows = flows_of(pipeline, tiers)
         self._books = {flow.kind: LagBook(flow.kind, flow.group, flow.tier) for flow in self._flows}
         positions = pipeline.topics.positions if Tier.EDGE in tiers else ""
         self._sides = {
-            tier: Side(tier, getattr(both, tier).look(REQUEST_S), self._flows, positions)
+            tier: Side(tier, getattr(both, tier).look(REQUEST_S), self._flows, positions, retentions=retentions)
             for tier in Tier
             if any(flow.tier is tier or flow.positions for flow in self._flows)
         }
@@ -98,6 +106,13 @@ class LagReader:
             unreachable=unreachable,
             brokers={tier: side.known.brokers for tier, side in self._sides.items() if tier not in unreachable},
         )
+
+    @property
+    def retentions_s(self) -> dict[tuple[Tier, str], float]:
+        """How long each topic that is read keeps a record at the least, as it was seen last, where that is known."""
+        return {
+            (tier, topic): kept_s for tier, side in self._sides.items() for topic, kept_s in side.retentions_s.items()
+        }
 
     @property
     def undecided(self) -> bool:
@@ -160,28 +175,30 @@ class LagReader:
         samples = {}
         for partition, commit in standing.commits.items():
             stable, high = ends[partition]
-            note = WorkNote.read(commit.metadata)
+            note, waits = WorkNote.read(commit.metadata), self._oldest[flow.kind].waits(partition)
             samples[partition] = Sample(
                 at_us=standing.at_us,
                 committed=commit.offset,
                 end=stable,
                 high=high,
-                oldest_us=self._oldest[flow.kind].since_us(partition),
+                oldest_us=waits.since_us if waits else None,
                 owner=standing.owners.get(partition, ""),
                 record_us=note.record_us if note else None,
                 capacity_per_s=note.capacity_per_s if note else None,
+                written_us=waits.written_us if waits else None,
             )
         book = self._books[flow.kind]
         book.take(samples)
         return book.lag(standing.members)
 
 
-def lag_reader(pipeline: Pipeline, tier: Tier | None = None) -> LagReader:
+def lag_reader(pipeline: Pipeline, tier: Tier | None = None, *, retentions: bool = False) -> LagReader:
     """A reader of both tiers, or of one; not contacted yet. Raises `ConfigError` where an address is not known."""
     if tier is Tier.CLOUD:
         cloud = cluster(pipeline, Tier.CLOUD)
-        return LagReader(Clusters(cloud, cloud), pipeline, [tier])  # The edge's address may be unknown in the cloud.
-    return LagReader(clusters(pipeline), pipeline, tuple(Tier) if tier is None else [tier])
+        # The edge's address may be unknown in the cloud.
+        return LagReader(Clusters(cloud, cloud), pipeline, [tier], retentions=retentions)
+    return LagReader(clusters(pipeline), pipeline, tuple(Tier) if tier is None else [tier], retentions=retentions)
 
 
 class _Standing(msgspec.Struct, frozen=True):

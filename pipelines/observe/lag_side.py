@@ -5,6 +5,7 @@ header; of a batch of results the earliest `capture_us` in it; else (answers, cr
 timestamp. A settler may hold an item until its deadline, so its items count from their deadlines on.
 """
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ import msgspec
 
 from pipelines.config.pipeline import Pipeline
 from pipelines.core.lag import Member
-from pipelines.core.oldest import Found
+from pipelines.core.oldest import Found, Waits
 from pipelines.errors import TidegateError
 from pipelines.transport.base import Commit, Known, Look, Partition, Record
 from schemas import headers, wire
@@ -23,6 +24,9 @@ from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, CONTROL, OFFLOADS, Site
 
 RENEW_AFTER_S = 5.0
 """A cluster that was away for so long is asked through new connections."""
+
+RETENTION_EVERY_S = 10.0
+"""Between two looks at how long topics keep their records: somebody may change it."""
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -64,9 +68,13 @@ def flows_of(pipeline: Pipeline, tiers: Collection[Tier]) -> list[Flow]:
 class Side:
     """One cluster, as it was seen last. Used by one thread of the pool at a time."""
 
-    def __init__(self, tier: Tier, look: Look, flows: Sequence[Flow], positions: str) -> None:
+    def __init__(
+        self, tier: Tier, look: Look, flows: Sequence[Flow], positions: str, *, retentions: bool = False
+    ) -> None:
+        """`retentions`: look how long topics keep their records, too."""
         self.tier = tier
         self._look = look
+        self._retentions_due_s = 0.0 if retentions else math.inf
         self._groups = {flow.group: flow.topics for flow in flows if flow.tier is tier and not flow.positions}
         self._topics = list(dict.fromkeys(topic for flow in flows if flow.tier is tier for topic in flow.topics))
         self._forwards = [flow.positions for flow in flows if flow.positions and flow.tier is not tier]
@@ -84,6 +92,8 @@ class Side:
         self.complete: set[str] = set()
         """Forwarders' positions that have been read to their ends, ever."""
         self.streams: dict[str, int] = {}
+        self.retentions_s: dict[str, float] = {}
+        """By topic, as it was seen last."""
 
     def run(self, task: Callable[["Side"], None]) -> str:
         """Do something that asks the cluster; why that could not be done, "" where it could."""
@@ -121,12 +131,17 @@ class Side:
         self.at_us = time.time_ns() // 1000
         self.ends = self._look.ends([p for topic in self._topics for p in present.get(topic, ())])
         self.members = self._look.members(list(self._groups))
+        if time.monotonic() >= self._retentions_due_s:
+            self.retentions_s = self._look.retentions([topic for topic in self._topics if topic in present])
+            self._retentions_due_s = time.monotonic() + RETENTION_EVERY_S
 
     def first_records(self, kind: str, starts: Mapping[Partition, int]) -> dict[Partition, Found | None]:
         """The first record at or after each offset that a worker of `kind` goes on at; see `Look.records_at`."""
         found = self._look.records_at(starts)
         return {
-            p: None if record is None else Found(record.offset(), waits_since_us(record, kind))
+            p: None
+            if record is None
+            else Found(record.offset(), Waits(waits_since_us(record, kind), _written_us(record)))
             for p, record in found.items()
         }
 
@@ -185,4 +200,8 @@ def waits_since_us(record: Record, kind: str) -> int:
             return min(result.capture_us for result in _decode_captured(record.value()).results)
         except (ForeignRecord, ValueError):
             pass  # No batch of results, or an empty one.
+    return _written_us(record)
+
+
+def _written_us(record: Record) -> int:
     return record.timestamp()[1] * 1000

@@ -158,6 +158,11 @@ LAG_METRICS: Sequence[Metric] = (
            "seconds"),
     Metric("tidegate_lag_records", Kind.GAUGE, "Offsets not done; transaction markers count too.",
            "Seconds say more.", ("exporter",), PARTITION, "records"),
+    Metric("tidegate_retention_used_ratio", Kind.GAUGE,
+           "Time since the oldest record that waits was written to the topic, over the time that its cluster keeps it "
+           "there (looked at every 10 s). Not there where age removes nothing, or where the exporter's login may not "
+           "see settings: a site's, of topics in the cloud.",
+           "At 1 it may be removed unread: see TidegateNearRetention.", ("exporter",), PARTITION),
     Metric("tidegate_partition_state", Kind.GAUGE,
            "1 for the present state: `slow`, `blocked`, `stalled` or `stopped`. A partition that is ok has no series.",
            "`tidegate lag` says which worker holds it.", ("exporter",), (*PARTITION, "state")),

@@ -1,4 +1,4 @@
-"""`/metrics` and `/healthz` of a process, by one thread of its own.
+"""`/metrics`, `/healthz` and `/livez` of a process, by one thread of its own.
 
 `TIDEGATE_METRICS=HOST:PORT` says where, and exactly there: so do containers. Without it `metrics.listen` of the
 pipeline file does; several workers on one machine share the file, so whoever finds the port taken takes the next one,
@@ -148,11 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.instruments.refresh()
             self._answer(200, content_type, encode(self.server.instruments.meters.registry))
         elif path == "/healthz":
-            problem = self.server.instruments.why_not()
-            line = problem or str(self.server.instruments.doing)
-            self._answer(503 if problem else 200, "text/plain; charset=utf-8", f"{line}\n".encode())
+            self._say(self.server.instruments.why_not())
+        elif path == "/livez":
+            self._say(self.server.instruments.why_hung())
         else:
-            self._answer(404, "text/plain; charset=utf-8", b"/metrics and /healthz are here\n")
+            self._answer(404, "text/plain; charset=utf-8", b"/metrics, /healthz and /livez are here\n")
+
+    def _say(self, problem: str) -> None:
+        line = problem or str(self.server.instruments.doing)
+        self._answer(503 if problem else 200, "text/plain; charset=utf-8", f"{line}\n".encode())
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
         self.send_response(status)

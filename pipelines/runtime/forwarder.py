@@ -3,7 +3,7 @@
 Constraints
 - A source record's copy and the position after it are written in one transaction on the destination.
 - One forwarder is active under a transactional id. A second one that starts takes over; the first is fenced at its
-  next transaction and can write nothing more.
+  next transaction, can write nothing more, and ends with `TakenOver` (`ownership.py` says how they are told apart).
 - Nothing but the positions is trusted: after any failure the forwarder starts again from them. `Transactions.start`
   comes first, since only then has the coordinator decided what became of an open transaction.
 - The bytes of a transaction are capped (produce outruns the broker: uncapped, commits took 88 to 319 ms).
@@ -11,13 +11,12 @@ Constraints
 Format of the positions topic (compacted, one partition): `topic:partition` -> `ForwardPosition`, `owner` -> `Owner`.
 
 Operation
-    start ─▶ positions ─▶ a reader a lane ─▶ buffers ─▶ choose (priority, budget) ─▶ prepare ─▶ one transaction ─┐
-      ▲                                         ▲──────────────────────────────────────────────────────────────┤
-      └──────────────────────── any failure, after a wait ◀─────────────────────────────────────────────────────┘
+    owner ─▶ start ─▶ positions ─▶ a reader a lane ─▶ buffers ─▶ choose ─▶ prepare ─▶ one transaction ─┐
+      ▲                                                  ▲─────────────────────────────────────────────┤
+      └────────────── any failure, after a wait ◀──────────────────────────────────────────────────────┘
 
-The owner tells two kinds of fencing apart. If the coordinator gave our transaction up (we were stopped for longer than
-its time-out) the owner is still us, and we go on. If somebody took over it is not, and the process ends with exit 5: a
-supervisor that starts it again must wait, or the two would fence each other without end.
+A supervisor that starts again what ended with `TakenOver` (exit 5) must wait, or the two would take over from each
+other without end.
 """
 
 import threading
@@ -36,10 +35,11 @@ from pipelines.errors import BrokerError, Fenced, TakenOver, TidegateError, Tran
 from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
 from pipelines.runtime.let_go import FOREIGN, LetGo
+from pipelines.runtime.ownership import Ownership
 from pipelines.transport.base import Aborted, Cluster, OutOfRange, OutRecord, Partition, Reader, Record
 from schemas import wire
 from schemas.errors import ForeignRecord
-from schemas.positions import OWNER_KEY, ForwardPosition, Owner, forward_key, partition_of
+from schemas.positions import OWNER_KEY, ForwardPosition, forward_key, partition_of
 
 log = structlog.get_logger("tidegate.forwarder")
 
@@ -106,19 +106,18 @@ class Forwarder:
         self._destination = destination
         self._lanes = lanes
         self._positions_topic = positions_topic
-        self._instance = instance
         self._stop = stop
         self._limits = limits or ForwarderLimits()
+        self._owner = Ownership(destination, transactional_id, positions_topic, OWNER_KEY, instance)
         self._writer = destination.transactions(transactional_id)
         self._readers: list[Reader] = []
         self._buffers: list[deque[Record]] = [deque() for _ in lanes]
         self._positions: dict[Partition, ForwardPosition] = {}
         self._ready = False
-        self._fenced = False
         self._failures = 0
 
     def run(self) -> None:
-        """Forward until stopped. Raises `TakenOver` where another owns the positions, `OutOfRange`, and what lasts."""
+        """Forward until stopped. Raises `TakenOver` where another started later, `OutOfRange`, and what lasts."""
         try:
             while not self._stop.is_set():
                 try:
@@ -130,7 +129,6 @@ class Forwarder:
                 except (OutOfRange, TakenOver):
                     raise
                 except (Fenced, TransportError, BrokerError) as error:
-                    self._fenced = self._fenced or isinstance(error, Fenced)
                     self._wait_after(error)
         finally:
             self._let_go.tell()
@@ -140,13 +138,9 @@ class Forwarder:
     def _begin(self) -> None:
         """Fence the one before, read where it stood, and begin to read there."""
         self._close_readers()
-        if self._fenced:
-            self._refuse_if_taken_over()
+        self._owner.ensure()
         self._writer.start()
-        positions, _ = self._stored_positions()
-        own = Owner(self._instance, time.time_ns() // 1000)
-        self._writer.write([OutRecord(self._positions_topic, wire.encode(own), OWNER_KEY, 0)])
-        self._positions = positions
+        self._positions = positions = self._stored_positions()
         topics = [lane.topic for lane in self._lanes]
         for lane in self._lanes:
             starts = {
@@ -156,20 +150,17 @@ class Forwarder:
         self._ready = True
         log.info("forwarding", topics=topics, resumed=sum(p.records for p in positions.values()))
 
-    def _stored_positions(self) -> tuple[dict[Partition, ForwardPosition], Owner | None]:
+    def _stored_positions(self) -> dict[Partition, ForwardPosition]:
         positions: dict[Partition, ForwardPosition] = {}
-        owner = None
         for record in self._destination.read_all([self._positions_topic]):
-            key = record.key() or b""
+            if record.key() == OWNER_KEY:
+                continue
             try:
-                if key == OWNER_KEY:
-                    owner = wire.decode_owner(record.value())
-                else:
-                    positions[partition_of(key)] = wire.decode_forward_position(record.value())
+                positions[partition_of(record.key() or b"")] = wire.decode_forward_position(record.value())
             except ForeignRecord as error:
                 # What stood there before stays the truth.
                 log.warning("foreign_record", topic=self._positions_topic, offset=record.offset(), error=str(error))
-        return positions, owner
+        return positions
 
     def _position(self, partition: Partition) -> ForwardPosition:
         found = self._positions.get(partition)
@@ -284,16 +275,6 @@ class Forwarder:
                 foreign=before.foreign + foreign,
             )
         return out, positions
-
-    def _refuse_if_taken_over(self) -> None:
-        """Go on where only our transaction was given up; end where somebody else owns the positions now.
-
-        What cannot be read is no answer: the caller waits and asks again, or it would fence the rightful owner.
-        """
-        _, owner = self._stored_positions()
-        if owner is not None and owner.instance != self._instance:
-            raise TakenOver(f"forwarder '{owner.instance}' took over from '{self._instance}'")
-        self._fenced = False
 
     def _wait_after(self, error: TidegateError) -> None:
         self._ready = False

@@ -17,7 +17,7 @@ IMAGE = "apache/kafka:4.3.0"
 READY_MOST_S = 60
 
 START = resources.files("pipelines.transport.broker").joinpath("container.sh")
-"""Safe after a `kill -9`, as the image's own start is not."""
+"""Safe for transactions when it starts again, as the image's own start is not."""
 
 
 class KafkaNode(DockerContainer):

@@ -25,6 +25,7 @@ from confluent_kafka.admin import (
 from pipelines.errors import AccessError, ConfigError
 from pipelines.transport.kafka import REQUEST_TIMEOUT_S, KafkaCluster
 from pipelines.transport.kafka_read import READER_GROUP
+from schemas.positions import owner_id
 from schemas.topics import CONTROL, OFFLOADS, SiteTopics
 
 Kind = Literal["topic", "group", "transactional_id"]
@@ -68,6 +69,7 @@ def site_rules(site: str) -> list[Rule]:
         Rule("topic", f"{site}.down.", "read", prefix=True),
         Rule("topic", CONTROL, "read"),
         Rule("transactional_id", f"uplink.{site}", "write"),
+        Rule("transactional_id", owner_id(f"uplink.{site}"), "write"),
         Rule("group", f"{site}.", "read", prefix=True),
         Rule("group", READER_GROUP, "describe"),
     ]

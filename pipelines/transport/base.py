@@ -210,6 +210,13 @@ class Look(Protocol):
         """The members of each group, and what they hold at this moment."""
         ...
 
+    def retentions(self, topics: Sequence[str]) -> dict[str, float]:
+        """How long each topic keeps a record at the least, seconds; infinite where age removes none.
+
+        Topics whose settings our login may not see are left out.
+        """
+        ...
+
     def records_at(self, starts: Mapping[Partition, int]) -> dict[Partition, Record | None]:
         """The first committed record at or after each offset; None where there is none up to the end.
 

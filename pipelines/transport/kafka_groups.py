@@ -11,10 +11,11 @@ from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
 from confluent_kafka import Consumer, ConsumerGroupState, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec, ResourceType
 
 from pipelines.core.lag import Member
-from pipelines.errors import BrokerError
+from pipelines.core.topic_plan import retention_ms
+from pipelines.errors import AccessError, BrokerError
 from pipelines.transport.base import Commit, Known, Partition, Record
 from pipelines.transport.guard import Guard
 from pipelines.transport.kafka_read import READ
@@ -123,6 +124,27 @@ class KafkaLook:
             )
             for member in found.members
         ]
+
+    def retentions(self, topics: Sequence[str]) -> dict[str, float]:
+        """How long each topic keeps a record at the least, seconds; infinite where age removes none.
+
+        Topics whose settings our login may not see are left out: to read a topic does not include that.
+        """
+        if not topics:
+            return {}
+        asked = self._call(
+            lambda: self._admin.describe_configs(
+                [ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=self._timeout_s
+            )
+        )
+        found = {}
+        for resource, future in asked.items():
+            try:
+                configs = self._result(future, resource.name)
+            except AccessError:
+                continue
+            found[resource.name] = retention_ms({name: entry.value or "" for name, entry in configs.items()}) / 1000
+        return found
 
     def records_at(self, starts: Mapping[Partition, int]) -> dict[Partition, Record | None]:
         """The first committed record at or after each offset; None where there is none up to the end."""

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from pipelines.cli.digits import load_digits
+from pipelines.errors import BrokerError, TransportError
+from pipelines.observe.audit import Auditor
 from pipelines.transport.base import Disconnected, Record
 from pipelines.transport.kafka import KafkaCluster
 from schemas import wire
@@ -107,6 +109,22 @@ class Follower:
 
     def close(self) -> None:
         self._reader.close()
+
+
+@pytest.fixture
+def is_balanced() -> Callable[[Auditor], bool]:
+    """What an audit says, once the edge's Kafka answers: results read ahead may have come while it was still away."""
+
+    def ask(auditor: Auditor) -> bool:
+        until_s = time.monotonic() + UNTIL_S
+        while True:
+            try:
+                return auditor.look().balanced
+            except (BrokerError, TransportError):  # It has waited for its own time-out.
+                if time.monotonic() > until_s:
+                    raise
+
+    return ask
 
 
 @pytest.fixture

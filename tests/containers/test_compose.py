@@ -103,7 +103,7 @@ def project(docker, images, digit_files, tmp_path, require) -> Iterator[Project]
         one.run("down", "--volumes", "--timeout", "15")
 
 
-def test_compose_up_scaled_and_killed_loses_and_doubles_nothing(project, follow):
+def test_compose_up_scaled_and_killed_loses_and_doubles_nothing(project, follow, is_balanced):
     began_s = time.monotonic()
     project.run("up", "-d", "--no-build")
     addresses = {tier: f"127.0.0.1:{port}" for tier, port in project.ports.items()}
@@ -124,7 +124,7 @@ def test_compose_up_scaled_and_killed_loses_and_doubles_nothing(project, follow)
                 f"an answer of the cloud after {after}",
                 lambda result: result.outcome == Outcome.ANSWERED_CLOUD and result.capture_us > seen.settled_us,
             )
-            assert auditor.look().balanced, after
+            assert is_balanced(auditor), after
 
         goes_on("the start")
         project.run("up", "-d", "--no-build", "--scale", "edge-worker=3")

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
@@ -32,10 +33,13 @@ from pipelines.codecs.idx import write_idx
 from pipelines.config import load
 from pipelines.config.clusters import ENVIRONMENT
 from pipelines.config.home import pipeline_dir
+from pipelines.models.release import load_release
 from pipelines.observe.alerts import ALERTS, JOB, rules
 from pipelines.observe.dashboard import RATE, ROWS
 from pipelines.observe.metrics import ALL
+from pipelines.runtime.inference import ModelRunner
 from pipelines.runtime.supervisor import WorkerSpec
+from pipelines.transport.kafka import KafkaCluster
 from schemas import headers
 from schemas.headers import Header, Params
 from schemas.topics import Tier
@@ -50,6 +54,11 @@ STREAMS, RATE_PER_S = 20, 20
 SLOW_PER_S = STREAMS * RATE_PER_S / 4
 """Items that the slow model does: a quarter of what comes in."""
 
+HURRIED, HURRY_US = 600, 5_000_000
+"""Items with a deadline of 5 s: more than a tenth of what the cloud answers in two minutes."""
+SHORT_S = 16
+"""Half of it is less than it takes to call a partition stalled."""
+
 SITE = "site-with-alerts"
 PIPELINE = """\
 name: alerts
@@ -60,11 +69,12 @@ deadline: 5m
 partitions: 2
 edge: {{model: "{model}", labels: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}}
 cloud: {{model: "builtin:digits-large"}}
-routing: {{policy: threshold, options: {{threshold: 0.9}}}}
+routing: {{policy: threshold, options: {{threshold: {threshold}}}}}
 windows: {{size: 5s, lateness: 2s}}
 metrics: {{listen: "127.0.0.1:{port}"}}
 """
 FAST_MODEL = "builtin:digits-small"
+THRESHOLD = 0.9
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(LONGEST_S + 60)]
 
@@ -153,7 +163,13 @@ class Run:
     def change_edge_model(self, model: str) -> None:
         """A release: the file names another model, and the worker is started again."""
         text = PIPELINE.format(
-            site=SITE, archive=self._archive, streams=STREAMS, rate=RATE_PER_S, model=model, port=self._port
+            site=SITE,
+            archive=self._archive,
+            streams=STREAMS,
+            rate=RATE_PER_S,
+            model=model,
+            threshold=THRESHOLD,
+            port=self._port,
         )
         self.file.write_text(text)
         self.one.supervisor.kill("edge-0")
@@ -185,7 +201,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, require) -> Iterator[Ru
     archive, file, port = tmp_path / "digits.idx", tmp_path / "pipeline.yaml", free_port()
     write_idx(archive, load_digits()[0])
     file.write_text(
-        PIPELINE.format(site=SITE, archive=archive, streams=STREAMS, rate=RATE_PER_S, model=FAST_MODEL, port=port)
+        PIPELINE.format(
+            site=SITE,
+            archive=archive,
+            streams=STREAMS,
+            rate=RATE_PER_S,
+            model=FAST_MODEL,
+            threshold=THRESHOLD,
+            port=port,
+        )
     )
     with session(load(file), file, tmp_path / "data") as one, ExitStack() as stack:
         one.start()
@@ -242,19 +266,20 @@ def doubtful_metrics(run: Run) -> str:
 
 @contextmanager
 def a_transaction_left_open(run: Run, _: Path) -> Iterator[None]:
-    writer = Producer(
-        {
-            "bootstrap.servers": run.one.brokers[Tier.EDGE].bootstrap,
-            "transactional.id": "somebody",
-            "transaction.timeout.ms": 600_000,
-        }
-    )
-    writer.init_transactions(30)
-    writer.begin_transaction()
-    writer.produce(run.one.pipeline.topics.items, b"", partition=0)
-    assert writer.flush(30) == 0
+    writer = transaction(run.one.brokers[Tier.EDGE].bootstrap, "somebody", run.one.pipeline.topics.items, 0)
     yield
     writer.abort_transaction(30)
+
+
+def transaction(bootstrap: str, name: str, topic: str, partition: int) -> Producer:
+    """Begun, and not ended."""
+    own = {"transactional.id": name, "transaction.timeout.ms": 600_000}
+    writer = Producer({"bootstrap.servers": bootstrap, **own})
+    writer.init_transactions(30)
+    writer.begin_transaction()
+    writer.produce(topic, b"", partition=partition)
+    assert writer.flush(30) == 0
+    return writer
 
 
 @contextmanager
@@ -267,6 +292,34 @@ def what_is_not_ours_and_what_is_damaged(run: Run, _: Path) -> Iterator[None]:
         writer.produce(items, b"short", b"damaged", headers=[(headers.TG, headers.encode(header))], partition=1)
     assert writer.flush(30) == 0
     yield
+
+
+@contextmanager
+def answers_that_are_held_up(run: Run, _: Path) -> Iterator[None]:
+    """Somebody's transaction hides the cloud's answers until items in a hurry have ended without them."""
+    topics = run.one.pipeline.topics
+    fallbacks = 'sum(tidegate_items_total{kind="settle",outcome="answered_edge_fallback"})'
+    holder = transaction(run.one.brokers[Tier.CLOUD].bootstrap, "holder", topics.down_answers, 1)
+    writer, now_us = Producer({"bootstrap.servers": run.one.brokers[Tier.EDGE].bootstrap}), time.time_ns() // 1000
+    for seq, frame in enumerate(unsure(HURRIED)):
+        due_us = now_us + HURRY_US
+        header = Header(1, "hurried", 1, seq, 1, now_us, due_us, 1, "raw", Params(shape=frame.shape))
+        tg = [(headers.TG, headers.encode(header))]
+        writer.produce(topics.items, frame.tobytes(), b"hurried", headers=tg, partition=1)
+    assert writer.flush(30) == 0
+    run.until("the end of those items", lambda: [one for one in run.ask(fallbacks) if int(one["value"][1]) >= HURRIED])
+    holder.abort_transaction(30)
+    yield
+
+
+@contextmanager
+def a_retention_that_is_too_short(run: Run, _: Path) -> Iterator[None]:
+    """By hand, while records wait. Nothing is removed here: as long as records come, their segment is not old."""
+    results, pipeline = run.one.pipeline.topics.results, run.one.pipeline
+    with closing(KafkaCluster("edge", run.one.brokers[Tier.EDGE].bootstrap)) as edge:
+        edge.alter_topics({results: {"retention.ms": str(SHORT_S * 1000)}})
+        yield
+        edge.alter_topics({results: {"retention.ms": str(pipeline.retention.ms)}})
 
 
 @contextmanager
@@ -317,20 +370,26 @@ def no_kafka_at_the_edge(run: Run, _: Path) -> Iterator[None]:
     run.one.brokers[Tier.EDGE].start_again()
 
 
-LASTING = ("TidegateDeadLetters", "TidegateForeignRecords", "TidegateFenced")
+LASTING = ("TidegateDeadLetters", "TidegateForeignRecords", "TidegateFenced", "TidegateLateAnswers")
 """They count over minutes."""
 
 STEPS = [
     (
-        [a_transaction_left_open, what_is_not_ours_and_what_is_damaged],
-        {"TidegateTransactionOpen": "edge", "TidegateForeignRecords": "edge", "TidegateDeadLetters": "undecodable"},
+        [a_transaction_left_open, what_is_not_ours_and_what_is_damaged, answers_that_are_held_up],
+        {
+            "TidegateTransactionOpen": "edge",
+            "TidegateForeignRecords": "edge",
+            "TidegateDeadLetters": "undecodable",
+            "TidegateLateAnswers": SITE,
+        },
     ),
     (
-        [a_stopped_uplink],
+        [a_stopped_uplink, a_retention_that_is_too_short],
         {
             "TidegateWorkerDown": "uplink-0",
             "TidegateWorkersGone": "uplink",
             "TidegatePartitionStalled": "uplink",
+            "TidegateNearRetention": "uplink",
         },
     ),
     (
@@ -349,6 +408,14 @@ STEPS = [
     ([no_kafka_at_the_edge], {"TidegateNotCapturing": "produce"}),
 ]
 """What is done at once, and the alerts that it must raise (by the value of one label). None of them fired before."""
+
+
+def unsure(count: int) -> Iterator[np.ndarray]:
+    """Digits that the edge's model would ask the cloud about."""
+    digits = load_digits()[0]
+    header = Header(1, "", 0, 0, 1, 0, 0, 1, "raw", Params(shape=digits.shape[1:]))
+    confidence = ModelRunner(load_release(FAST_MODEL)).infer([(header, digit.tobytes()) for digit in digits]).confidence
+    return islice(cycle(digits[confidence < THRESHOLD]), count)
 
 
 def write_slow_model(path: Path, item_s: float) -> None:

@@ -101,7 +101,7 @@ class Run:
         os.kill(stopped, signal.SIGCONT)
         self.until(f"{name} ended", lambda: self.one.supervisor.restarts[name] > before)
         log = self.one.supervisor.log_path(name).read_text()
-        assert "took over" in log or "another producer" in log
+        assert "took over from" in log
 
     def owner(self) -> str:
         records = self.one.clusters.cloud.read_all([self.one.pipeline.topics.up_positions])

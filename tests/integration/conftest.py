@@ -9,9 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import cv2
@@ -23,6 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipelines.config.home import Running, read_running
 from pipelines.errors import BrokerError
+from pipelines.transport.base import Aborted, OutRecord
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import SiteTopics
 
@@ -33,8 +38,161 @@ LEAVE_S = 40
 """A bound on the end of everything a command started: workers have 10 s of grace, so have brokers."""
 
 LOOK_AGAIN_S = 0.1
+MOMENT_S = 60
+"""A bound on what one life waits for of another."""
 
 LABELS = ("red", "green", "blue")
+
+
+class Steered(KafkaCluster):
+    """Its writers do at their n-th call what a test says: `at["start", 2]` is handed the second start to make.
+
+    Calls are `start` and `write`, those of a claim `claim.start` and `claim.write`. One life's own cluster.
+    """
+
+    def __init__(self, name: str, bootstrap: str) -> None:
+        super().__init__(name, bootstrap)
+        self.at: Mapping[tuple[str, int], Callable[[Callable[[], None]], None]] = {}
+        self.calls: Counter[str] = Counter()
+        self.written: list[list[OutRecord]] = []
+        """But for claims."""
+
+    def transactions(self, transactional_id: str, *given: Any) -> Any:
+        writer = super().transactions(transactional_id, *given)
+        start, write = writer.start, writer.write
+        of_claim = "claim." if transactional_id.endswith(".owner") else ""
+
+        def steered(name: str, call: Callable[[], None]) -> None:
+            self.calls[of_claim + name] += 1
+            do = self.at.get((of_claim + name, self.calls[of_claim + name]))
+            if do is None:
+                return call()
+            try:
+                do(call)
+            except Aborted:
+                writer.close()  # As after a refusal that the client does not survive: only `start` mends it.
+                raise
+
+        def steered_write(records: Sequence[OutRecord]) -> None:
+            if not of_claim:
+                self.written.append(list(records))
+            steered("write", lambda: write(records))
+
+        writer.start = lambda: steered("start", start)
+        writer.write = steered_write
+        return writer
+
+
+@pytest.fixture(scope="session")
+def steered() -> type[Steered]:
+    """A cluster whose writers do at a call what a test says."""
+    return Steered
+
+
+def refuse(call: Callable[[], None]) -> None:
+    """A refusal that the client does not survive."""
+    raise Aborted("refused by the test")
+
+
+class Moment(threading.Event):
+    """Something that one life waits for and another does."""
+
+    def after(self, call: Callable[[], None]) -> None:
+        """It has come when `call` is made."""
+        call()
+        self.set()
+
+    def before(self, call: Callable[[], None]) -> None:
+        """`call` is made when it has come."""
+        assert self.wait(MOMENT_S), "it never came"
+        call()
+
+
+class Race:
+    """Two lives under one transactional id, the newer begun when the older says so; one of the ways that it may go.
+
+    Each has the cluster on which both write as its own, `older` and `newer`. Lives end where `stop` is set.
+    """
+
+    def __init__(self, bootstrap: str) -> None:
+        self.older, self.newer = Steered("kafka.older", bootstrap), Steered("kafka.newer", bootstrap)
+        self.stop = threading.Event()
+        self._begun, self._over = Moment(), Moment()
+        """The newer life, and the older one."""
+        self._until_over: list[Moment] = []
+        """Come at the latest then: a transaction that timed out takes another way to the same end."""
+
+    def newer_has_written_nothing(self) -> None:
+        """The newer life has started, fenced the older and written nothing before that has ended."""
+        started = Moment()
+        self.older.at = {("write", 3): self._then_newer(started)}
+        self.newer.at = {("start", 1): started.after, ("write", 1): self._over.before}
+
+    def older_fences_back(self) -> None:
+        """The older life has looked who owns the id before the newer claims it, and starts after that has started."""
+        started, fenced, again = Moment(), Moment(), Moment()
+        self._until_over = [fenced]
+
+        def hand_over(call: Callable[[], None]) -> None:
+            fenced.set()
+            again.before(call)
+
+        def hold(call: Callable[[], None]) -> None:
+            started.set()
+            fenced.before(call)
+
+        self.older.at = {("write", 3): refuse, ("start", 2): self._then_newer(started), ("write", 5): hand_over}
+        self.newer.at = {("write", 1): hold, ("start", 2): again.after}
+
+    def older_claims_slowly(self) -> None:
+        """The newer life claims and works while the older is about to write its claim."""
+        works = Moment()
+        self.older.at = {("claim.write", 1): self._then_newer(works)}
+        self.newer.at = {("write", 2): works.after}
+
+    def _then_newer(self, reached: Moment) -> Callable[[Callable[[], None]], None]:
+        """Let the newer life begin, and go on when it has `reached` something."""
+
+        def do(call: Callable[[], None]) -> None:
+            self._begun.set()
+            reached.before(call)
+
+        return do
+
+    def run(self, older: Callable[[], None], newer: Callable[[], None]) -> BaseException | None:
+        """Both to their ends. What the older raises; what the newer does is a failure."""
+
+        def over(_: Any) -> None:
+            for moment in (self._begun, self._over, *self._until_over):
+                moment.set()
+
+        with ThreadPoolExecutor(2) as pool:
+            try:
+                first = pool.submit(older)
+                first.add_done_callback(over)
+                assert self._begun.wait(MOMENT_S)
+                second = pool.submit(newer)
+                second.result(2 * MOMENT_S)
+                return first.exception(MOMENT_S)
+            finally:
+                self.stop.set()
+
+    def close(self) -> None:
+        self.older.close()
+        self.newer.close()
+
+
+@pytest.fixture(params=["newer_has_written_nothing", "older_fences_back", "older_claims_slowly"])
+def make_race(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Race]]:
+    """`make_race(bootstrap)`: a `Race` that goes one of its ways."""
+    with contextlib.ExitStack() as stack:
+
+        def make(bootstrap: str) -> Race:
+            race = stack.enter_context(contextlib.closing(Race(bootstrap)))
+            getattr(race, request.param)()
+            return race
+
+        yield make
 
 
 class User:

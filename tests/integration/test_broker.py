@@ -115,7 +115,7 @@ def test_a_killed_broker_comes_back_with_its_data_at_its_address(tmp_path: Path)
     assert not broker.running
 
 
-KILLS, WRITERS, PARTITIONS = 4, 6, 8
+ENDS, WRITERS, PARTITIONS = 3, 6, 8
 
 
 def write_until(stop: threading.Event, cluster: KafkaCluster, name: str, committed: "Counter[str]") -> None:
@@ -133,8 +133,13 @@ def write_until(stop: threading.Event, cluster: KafkaCluster, name: str, committ
                 stop.wait(0.05)
 
 
+def kill(broker: Broker) -> None:
+    os.kill(broker.pid, signal.SIGKILL)
+
+
 @pytest.mark.timeout(300)
-def test_no_transaction_is_torn_or_stays_open_when_a_broker_is_killed_while_many_commit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [kill, Broker.stop], ids=["killed", "stopped"])
+def test_no_transaction_is_torn_or_stays_open_when_a_broker_ends_while_many_commit(tmp_path: Path, end) -> None:
     committed: Counter[str] = Counter()
     stop = threading.Event()
     with start_owned(tmp_path, name="torn") as broker, closing(KafkaCluster("kafka.edge", broker.bootstrap)) as cluster:
@@ -143,11 +148,11 @@ def test_no_transaction_is_torn_or_stays_open_when_a_broker_is_killed_while_many
             for number in range(WRITERS):
                 pool.submit(write_until, stop, cluster, f"writer-{number}", committed)
             try:
-                for _ in range(KILLS):
+                for _ in range(ENDS):
                     wanted = committed.total() + 10 * WRITERS
                     while committed.total() < wanted:
                         assert not stop.wait(0.01)
-                    os.kill(broker.pid, signal.SIGKILL)
+                    end(broker)
                     broker.start_again()
             finally:
                 stop.set()

@@ -63,34 +63,6 @@ def forwarder(
     )
 
 
-class Destination(KafkaCluster):
-    """Its writers do at their n-th write what the test says. Notes what was written."""
-
-    writes: Mapping[int, Callable[[Callable[[], None]], None]] = {}
-    left = 0
-    """Faults that came."""
-
-    def transactions(self, transactional_id: str, *given: Any) -> Any:
-        self.written: list[list[OutRecord]] = []
-        writer = super().transactions(transactional_id, *given)
-        write = writer.write
-
-        def noted(records: Sequence[OutRecord]) -> None:
-            self.written.append(list(records))
-            fault = self.writes.get(len(self.written))
-            if fault is None:
-                return write(records)
-            self.left += 1
-            try:
-                return fault(lambda: write(records))
-            except Aborted:
-                writer.close()  # As after any refusal: only `start` makes it able to write again.
-                raise
-
-        writer.write = noted  # type: ignore[method-assign,assignment]
-        return writer
-
-
 class Prefetched(KafkaCluster):
     """The first poll of its readers gives `count` records at once: what a forwarder chooses from is then known."""
 
@@ -118,10 +90,10 @@ class Prefetched(KafkaCluster):
 class Link:
     """Two clusters, the topics of one test on them, and what lies there."""
 
-    def __init__(self, site: str, source: str, destination: str) -> None:
+    def __init__(self, site: str, source: str, destination: Any) -> None:
         self.site = site
         self.source = Prefetched("kafka.edge", source)
-        self.destination = Destination("kafka.cloud", destination)
+        self.destination = destination
         self.froms = [f"{site}.{name}" for name in LANES]
         self.tos = [f"{site}.to.{name}" for name in LANES]
         self.positions_topic = f"{site}.positions"
@@ -170,20 +142,13 @@ class Link:
                     return found
         raise AssertionError(f"{sum(map(len, found.values()))} of {count} came")
 
-    def owned_by(self, instance: str) -> None:
-        """Wait until `instance` has said that it took over."""
-        with closing(self.destination.reader({(self.positions_topic, 0): 0})) as reader:
-            for _ in range(int(WAIT_S / 0.1)):
-                for record in reader.poll(50, 0.1):
-                    if record.key() == OWNER_KEY and wire.decode_owner(record.value()).instance == instance:
-                        return
-        raise AssertionError(f"'{instance}' never took over")
-
     @contextmanager
-    def running(self, instance: str = "first", limits: ForwarderLimits = QUICK) -> Iterator["Future[None]"]:
+    def running(
+        self, instance: str = "first", limits: ForwarderLimits = QUICK, destination: KafkaCluster | None = None
+    ) -> Iterator["Future[None]"]:
         """A forwarder until the end of the block. What it raises is in the future."""
         stop = threading.Event()
-        one = forwarder(self.source, self.destination, self.site, stop, instance, limits)
+        one = forwarder(self.source, destination or self.destination, self.site, stop, instance, limits)
         with ThreadPoolExecutor(1) as pool:
             done = pool.submit(one.run)
             try:
@@ -199,9 +164,9 @@ class Link:
 
 
 @pytest.fixture
-def bare_link(brokers, site) -> Iterator[Link]:
+def bare_link(brokers, site, steered) -> Iterator[Link]:
     """Without first positions."""
-    with closing(Link(site, brokers.edge.bootstrap, brokers.cloud.bootstrap)) as one:
+    with closing(Link(site, brokers.edge.bootstrap, steered("kafka.cloud", brokers.cloud.bootstrap))) as one:
         yield one
 
 
@@ -258,9 +223,9 @@ def test_all_arrive_in_order_and_what_does_not_is_counted(link):
 @pytest.mark.parametrize(
     "faults",
     [
-        {1: refuse, 3: refuse, 4: refuse},
-        {1: lose_the_answer, 3: lose_the_answer, 5: lose_the_answer},
-        {2: lose_the_answer, 3: refuse, 9: lose_the_answer},
+        {("claim.write", 1): refuse, ("write", 1): refuse, ("write", 3): refuse, ("write", 4): refuse},
+        {("claim.write", 1): lose_the_answer, ("write", 1): lose_the_answer, ("write", 3): lose_the_answer},
+        {("write", 2): lose_the_answer, ("write", 3): refuse, ("write", 6): lose_the_answer},
     ],
     ids=["rolled back", "unknown end", "mixed"],
 )
@@ -268,13 +233,13 @@ def test_each_record_arrives_once_whatever_a_write_says(link, faults):
     values = numbered(0, 200)
     for lane in range(len(LANES)):
         link.send(lane, values)
-    link.destination.writes = faults
+    link.destination.at = faults
     with link.running() as done:
         link.arrived(len(values) * len(LANES))
     done.result()
-    assert link.destination.left == len(faults)
+    assert all(link.destination.calls[name] >= number for name, number in faults)
     assert link.arrived(len(values) * len(LANES)) == in_order(link, values)
-    assert set(link.stored()[1]) == {"first"}
+    assert link.stored()[1] == ["first"], "claimed once, whatever became of the first try"
 
 
 def test_a_budget_goes_by_priority_with_a_floor_for_the_last(link):
@@ -333,13 +298,15 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(link, tmp_path):
     assert [position.records for position in positions.values()] == [len(values) // PARTITIONS] * 2 * len(LANES)
 
 
-def test_who_takes_over_goes_on_and_the_first_ends(link):
+def test_who_takes_over_goes_on_and_the_first_ends(link, steered):
     values = numbered(0, 40)
+    own, started = steered("kafka.cloud", link.destination.bootstrap), threading.Event()
+    own.at = {("start", 1): lambda start: (start(), started.set())}
     with link.running("first") as first:
         link.send(0, values[:20])
         link.arrived(20)
-        with link.running("second") as second:
-            link.owned_by("second")
+        with link.running("second", destination=own) as second:
+            assert started.wait(WAIT_S)
             link.send(0, values[20:])
             link.send(1, values)
             with pytest.raises(TakenOver, match="'second' took over from 'first'") as raised:
@@ -349,6 +316,27 @@ def test_who_takes_over_goes_on_and_the_first_ends(link):
     assert raised.value.exit_code == 5
     assert found == in_order(link, values)
     assert link.stored()[1] == ["first", "second"], "the first did not take over again"
+    own.close()
+
+
+def test_whoever_starts_last_goes_on_whatever_comes_between(link, make_race):
+    race, values = make_race(link.destination.bootstrap), numbered(0, 1_000)
+    for lane in range(len(LANES)):
+        link.send(lane, values)
+    total = len(values) * len(LANES)
+
+    def until_all_have_arrived() -> None:
+        with link.running("newer", destination=race.newer) as newer:
+            link.arrived(total)
+        newer.result()
+
+    error = race.run(forwarder(link.source, race.older, link.site, race.stop, "older").run, until_all_have_arrived)
+    assert isinstance(error, TakenOver)
+    assert str(error) == f"'forward.{link.site}': 'newer' took over from 'older'"
+    assert link.arrived(total) == in_order(link, values)
+    owners = link.stored()[1]
+    assert owners[-1] == "newer"
+    assert len(owners) == len(set(owners)), "none claims twice"
 
 
 def test_a_transaction_that_was_given_up_does_not_end_its_owner(link):
@@ -360,13 +348,13 @@ def test_a_transaction_that_was_given_up_does_not_end_its_owner(link):
     values = numbered(0, 200)
     for lane in range(len(LANES)):
         link.send(lane, values)
-    link.destination.writes = {3: fence, 6: fence}
+    link.destination.at = {("write", 2): fence, ("write", 5): fence}
     with link.running() as done:
         link.arrived(len(values) * len(LANES))
     done.result()
-    assert link.destination.left == 2
+    assert link.destination.calls["start"] == 3
     assert link.arrived(len(values) * len(LANES)) == in_order(link, values)
-    assert set(link.stored()[1]) == {"first"}
+    assert link.stored()[1] == ["first"]
 
 
 def test_a_fenced_forwarder_reads_who_owns_before_it_fences_back(link):
@@ -380,7 +368,7 @@ def test_a_fenced_forwarder_reads_who_owns_before_it_fences_back(link):
         write()
 
     link.send(0, numbered(0, 20))
-    link.destination.writes = {2: take_over}
+    link.destination.at = {("write", 1): take_over}
     with link.running() as done, pytest.raises(TakenOver):
         done.result(WAIT_S)
     assert link.stored()[1] == ["first", "second"]

@@ -1,7 +1,9 @@
 """Lag on real Kafkas: against Kafka's own tool, against what is known of the items, and with a cluster away."""
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -356,6 +358,9 @@ def test_lag_shows_partitions_of_the_kinds_asked_for(line, pipeline_file):
     assert group["seconds_behind"] >= 30
     shown = CliRunner(env={"COLUMNS": "200"}).invoke(lag_command.app, [pipeline_file])
     assert f"{line.topics.items}[0]" in shown.stdout
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(lag_command.app, [pipeline_file, "--group", "edge"]).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert re.search(r"\[0\] .* \d+\.\d s │ stopped │", narrow), narrow
     wrong = CliRunner().invoke(lag_command.app, [pipeline_file, "--group", "nobody"])
     assert str(wrong.exception) == (
         "--group: 'nobody' is no kind of worker here: one of edge, settle, uplink, downlink, cloud, aggregate"
@@ -372,6 +377,24 @@ def test_top_writes_a_line_a_reading_and_ends_quietly_when_interrupted(line, pip
     going.send_signal(signal.SIGINT)
     _, err = going.communicate(timeout=60)
     assert (going.returncode, err) == (130, "")
+
+
+def test_how_long_topics_keep_what_waits_is_read_and_read_again(line):
+    topics, look = line.topics, line.both.edge.look()
+    with closing(look):
+        kept_s = look.retentions([topics.items, topics.positions, topics.ledger])
+        assert kept_s == {topics.items: 3_600.0, topics.positions: math.inf, topics.ledger: math.inf}
+        line.both.edge.alter_topics({topics.items: {"retention.ms": "60000"}})
+        while look.retentions([topics.items]) != {topics.items: 60.0}:
+            threading.Event().wait(0.1)
+    with closing(LagReader(line.both, line.pipeline, retentions=True)) as reader:
+        line.write([line.item(topics.items, 0, 30)])
+        while not (reading := reader.read()).groups or not partition(reading.groups[0], topics.items, 0).unread_s:
+            threading.Event().wait(0.1)
+        assert reader.retentions_s[Tier.EDGE, topics.items] == 60.0
+        one = partition(reading.groups[0], topics.items, 0)
+        assert one.unread_s < 30 <= one.seconds_behind, "the topic keeps it from when it was written there"
+    assert line.reader.retentions_s == {}, "who does not ask for it is not made to wait"
 
 
 # -- a cluster away ----------------------------------------------------------------------------------------------------

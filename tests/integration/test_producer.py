@@ -19,14 +19,16 @@ from edge_workers.sources.base import open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.units import Rate
 from pipelines.errors import TakenOver
+from pipelines.runtime.process import life_name
 from pipelines.transport.kafka import KafkaCluster
-from schemas import headers
+from schemas import headers, wire
+from schemas.control import producer_key
 from schemas.topics import SiteTopics, Tier
 
 STREAMS, IMAGES, LOOPS, KILLS, PARTITIONS = 5, 400, 6, 5, 3
 
 
-def make_producer(cluster, site, archive, loop=LOOPS):
+def make_producer(cluster, site, archive, loop=LOOPS, instance=None, stop=None):
     return Producer(
         cluster,
         SiteTopics(site),
@@ -34,7 +36,8 @@ def make_producer(cluster, site, archive, loop=LOOPS):
         Preprocess(find_codec("raw")),
         # 2,400 items at 750 a second: 3 s in all.
         CaptureSettings(rate=Rate(150), deadline_us=1_000_000),
-        stop=threading.Event(),
+        instance=instance or life_name(None),
+        stop=stop or threading.Event(),
         limits=ProducerLimits(commit_interval_ms=20),
     )
 
@@ -108,6 +111,20 @@ def test_a_second_producer_of_the_slot_fences_the_first_and_goes_on_where_it_sto
         make_producer(cluster, site, archive).run()
         with pytest.raises(TakenOver):
             running.result(timeout=60)
+    check_exactly_once(cluster, site, cluster.read_all([SiteTopics(site).items]))
+
+
+def test_whoever_starts_last_goes_on_whatever_comes_between(cluster, site, archive, broker, make_race):
+    race = make_race(broker.bootstrap)
+    older = make_producer(race.older, site, archive, instance="older", stop=race.stop)
+    newer = make_producer(race.newer, site, archive, instance="newer", stop=race.stop)
+    error = race.run(older.run, newer.run)
+    assert isinstance(error, TakenOver)
+    assert str(error) == f"'producer.{site}.0': 'newer' took over from 'older'"
+    records = cluster.read_all([SiteTopics(site).control])
+    claims = [(record.key(), wire.decode_owner(record.value()).instance) for record in records]
+    assert claims[-1] == (producer_key(0), "newer")
+    assert sorted(claims) == sorted(set(claims)), "none claims twice"
     check_exactly_once(cluster, site, cluster.read_all([SiteTopics(site).items]))
 
 

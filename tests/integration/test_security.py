@@ -4,6 +4,7 @@ A refusal is awaited, never timed out: `NEVER_S` only bounds a machine that is s
 """
 
 import datetime
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ from pipelines.cli.topics import layout_of
 from pipelines.config import load
 from pipelines.config.clusters import ENVIRONMENT, cluster, security
 from pipelines.errors import AccessError, ConfigError
-from pipelines.transport import quotas
-from pipelines.transport.access import site_rules
+from pipelines.transport import access, quotas
+from pipelines.transport.access import Rule, site_rules
 from pipelines.transport.base import OutRecord, Record
 from pipelines.transport.broker import Broker, start_owned
 from pipelines.transport.certificates import Authority, Pair, ensure_authority, new_authority
@@ -36,6 +37,7 @@ from schemas import headers, wire
 from schemas.answers import Answer, AnswerBatch, AnswerKind
 from schemas.control import Credit
 from schemas.headers import Header, Origin, Params
+from schemas.positions import owner_id
 from schemas.topics import AGGREGATES, CONTROL, OFFLOADS, SiteTopics, Tier
 
 pytestmark = pytest.mark.kafka
@@ -278,6 +280,10 @@ REFUSALS: dict[str, tuple[Callable[[KafkaCluster, Site, SiteTopics], object], st
         lambda one, me, of: one.transactions(f"uplink.{of.site}").start(),
         "may not write under transactional id 'uplink.{0}'",
     ),
+    "claim its id": (
+        lambda one, me, of: one.transactions(owner_id(f"uplink.{of.site}")).start(),
+        "may not write under transactional id 'uplink.{0}.owner'",
+    ),
     "join its group": (
         lambda one, me, of: _join(one, f"{of.site}.own", me.topics.down_answers),
         "may not use group '{0}.own'",
@@ -442,6 +448,30 @@ def test_adding_a_site_again_changes_nothing(cloud: Cloud) -> None:
         secret = [path for path in folder.iterdir() if path.suffix in (".key", ".password")]
         assert [path.stat().st_mode & 0o777 for path in secret] == [0o600]
         assert site.password not in done.output or not site.password
+
+
+def test_an_exporter_at_a_site_leaves_out_what_its_login_may_not_see(cloud: Cloud) -> None:
+    down = cloud.north.topics.down_answers
+    with closing(cloud.as_site(cloud.north).look()) as look:
+        assert look.retentions([CONTROL, down]) == {}
+    with closing(cloud.admin.look()) as look:
+        assert look.retentions([CONTROL, down]) == {CONTROL: math.inf, down: 86_400.0}
+
+
+def test_a_site_that_was_added_before_it_needed_a_permission_gets_it(cloud: Cloud) -> None:
+    site, lacking = cloud.north, Rule("transactional_id", owner_id(f"uplink.{cloud.north.name}"), "write")
+    cloud.admin.ask(lambda admin: admin.delete_acls([access._filter(site.name, lacking)]))
+    until(lambda: lacking not in access._found(cloud.admin, site.name))
+    with working(cloud, site) as (_, (up, _)):
+        error = up.exception(NEVER_S)
+    assert isinstance(error, AccessError)
+    assert f"user '{site.name}' may not write under transactional id '{lacking.name}'" in str(error)
+    listed = cloud.site("list", cloud.file, "--json")
+    assert listed.exit_code == 1
+    assert {"site": site.name, "missing": [str(lacking)], "mechanisms": []} in msgspec.json.decode(listed.stdout)
+    own = ["--ca-dir", cloud.broker.security_dir, "--out", site.file.parent]
+    told = msgspec.json.decode(cloud.site("add", site.name, cloud.file, "--json", *own).stdout)
+    assert (told["made"], told["permissions_added"]) == (False, 1)
 
 
 def test_sites_are_listed_with_what_they_lack(cloud: Cloud) -> None:

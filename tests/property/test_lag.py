@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipelines.core.lag import SAMPLES_MOST, SURE_US, WINDOW_US, LagBook, Sample, State, worst
-from pipelines.core.oldest import Found, Oldest
+from pipelines.core.oldest import Found, Oldest, Waits
 from schemas.topics import Tier
 
 T0 = 1_700_000_000_000_000
@@ -288,25 +288,25 @@ def test_the_oldest_record_is_found_whatever_lies_in_the_log(data):
         end = data.draw(st.integers(committed, len(log))) if told else len(log)
         end = max(end, committed)
         wanted = oldest.wanted({PLACE: (committed, end)}, at_us)
-        truth = next((since for since in log[committed:end] if since is not None), None)
+        truth = next((Waits(since, since + 1) for since in log[committed:end] if since is not None), None)
         told = data.draw(st.booleans())
         if PLACE in wanted and told:
             assert all(since is None for since in log[committed : wanted[PLACE]])
             first = next((o for o in range(wanted[PLACE], len(log)) if log[o] is not None), None)
-            oldest.note({PLACE: Found(first, log[first]) if first is not None else None})
+            oldest.note({PLACE: None if first is None else Found(first, Waits(log[first], log[first] + 1))})
         if PLACE not in wanted or told:
-            assert oldest.since_us(PLACE) == truth
+            assert oldest.waits(PLACE) == truth
         else:
-            assert oldest.since_us(PLACE) is not None
+            assert oldest.waits(PLACE) is not None
 
 
 def test_a_record_is_looked_at_once():
     oldest = Oldest()
     assert oldest.wanted({PLACE: (3, 10)}, T0) == {PLACE: 3}
-    oldest.note({PLACE: Found(5, T0 - 7)})
+    oldest.note({PLACE: Found(5, Waits(T0 - 7, T0 - 6))})
     for committed in (3, 4, 5):
         assert oldest.wanted({PLACE: (committed, 20)}, T0) == {}
-        assert oldest.since_us(PLACE) == T0 - 7
+        assert oldest.waits(PLACE) == Waits(T0 - 7, T0 - 6)
     assert oldest.wanted({PLACE: (6, 20)}, T0) == {PLACE: 6}
 
 
@@ -315,7 +315,7 @@ def test_what_was_found_empty_is_not_looked_at_again():
     oldest.wanted({PLACE: (3, 10)}, T0)
     oldest.note({PLACE: None})
     assert oldest.wanted({PLACE: (3, 10)}, T0) == {}
-    assert oldest.since_us(PLACE) is None
+    assert oldest.waits(PLACE) is None
     for _ in range(3):
         assert oldest.wanted({PLACE: (3, 12)}, T0 + 1) == {PLACE: 10}
 
@@ -323,7 +323,7 @@ def test_what_was_found_empty_is_not_looked_at_again():
 def test_without_an_answer_what_was_sure_stays():
     oldest = Oldest()
     oldest.wanted({PLACE: (3, 10)}, T0)
-    assert oldest.since_us(PLACE) == T0
-    oldest.note({PLACE: Found(3, T0 - 9)})
+    assert oldest.waits(PLACE) == Waits(T0, T0)
+    oldest.note({PLACE: Found(3, Waits(T0 - 9, T0 - 8))})
     oldest.wanted({PLACE: (4, 10)}, T0 + 5)
-    assert oldest.since_us(PLACE) == T0 - 9
+    assert oldest.waits(PLACE) == Waits(T0 - 9, T0 - 8)

@@ -16,17 +16,49 @@ def test_a_loop_that_turns_in_time_is_well(began_s, turns):
     for doing, took_s in turns:
         progress.at(now_s, doing)
         now_s += min(took_s, int(MOST_S[doing]))
-        assert progress.why_not(now_s) == ""
+        assert progress.why_not(now_s) == progress.why_hung(now_s) == ""
 
 
 @given(doing=st.sampled_from([doing for doing in Doing if doing is not Doing.IDLE]), late_s=st.floats(EDGE, 1e6))
 def test_a_loop_that_stands_still_is_not_and_says_at_what(doing, late_s):
     progress = Progress(0.0)
     progress.at(5.0, doing)
-    assert progress.why_not(5.0 + MOST_S[doing]) == ""
-    assert progress.why_not(5.0 + MOST_S[doing] + late_s).endswith(str(doing))
+    assert progress.why_not(5.0 + MOST_S[doing]) == progress.why_hung(5.0 + MOST_S[doing]) == ""
+    hung_s = 5.0 + MOST_S[doing] + late_s
+    assert progress.why_hung(hung_s).endswith(str(doing))
+    assert progress.why_not(hung_s) == progress.why_hung(hung_s)
     progress.at(6.0 + MOST_S[doing] + late_s, Doing.READING)
     assert progress.why_not(6.0 + MOST_S[doing] + late_s) == ""
+
+
+TIMELY = st.tuples(st.sampled_from(Doing), st.floats(0, 1), st.sampled_from(["failed", "read", "done", "unread", ""]))
+
+
+@given(turns=st.lists(TIMELY, min_size=1))
+def test_a_loop_that_turns_is_not_hung_whatever_comes_of_it(turns):
+    progress, now_s = Progress(0.0), 0.0
+    for doing, share, then in turns:
+        progress.at(now_s, doing)
+        now_s += share * min(MOST_S[doing], 1e6)
+        assert progress.why_hung(now_s) == ""
+        if then == "unread":
+            progress.unread(now_s, some=True)
+        elif then == "failed":
+            progress.failed(now_s, "away")
+        elif then:
+            getattr(progress, then)(now_s)
+        assert progress.why_hung(now_s) == ""
+
+
+@given(tries=st.integers(int(FAILING_S) + 2, 10_000))
+def test_who_fails_again_and_again_is_not_well_but_its_loop_turns(tries):
+    progress = Progress(0.0)
+    for now_s in range(tries):
+        progress.at(now_s, Doing.READING)
+        progress.failed(now_s, "no broker answers")
+        progress.at(now_s, Doing.WAITING)
+    assert progress.why_not(tries) == f"it has failed {tries} times in {tries} s: no broker answers"
+    assert progress.why_hung(tries) == ""
 
 
 def test_a_worker_may_wait_for_its_source_without_end_but_not_start_without_end():

@@ -51,6 +51,11 @@ CAPTURING = series("tidegate_capturing", PRODUCER)
 DEAD = series("tidegate_items_total", EDGE, outcome="dead_lettered", reason="undecodable")
 FOREIGN = series("tidegate_foreign_records_total", EDGE)
 FENCED = series("tidegate_transactions_total", EDGE, result="fenced")
+NEAR = series("tidegate_retention_used_ratio", PARTITION)
+SETTLER = EDGE | {"instance": "settler:9464", "kind": "settle"}
+LATE = series("tidegate_late_answers_total", SETTLER)
+IN_TIME = series("tidegate_items_total", SETTLER, outcome="answered_cloud", reason="")
+FALLEN_BACK = series("tidegate_items_total", SETTLER, outcome="answered_edge_fallback", reason="")
 COMMITTED = series("tidegate_transactions_total", EDGE, result="committed")
 
 # Of each alert: what must raise it, and what must not. A value every 15 s, as promtool writes them.
@@ -85,6 +90,13 @@ CASES = {
         [{BEHIND: "40+15x20", DRAIN: " ".join(["+Inf"] * 21)}, {BEHIND: "40x20", DRAIN: "900x20"}],
         [{BEHIND: "300-15x20", DRAIN: "300-15x20"}, {BEHIND: "5x20", DRAIN: "900x20"}],
     ),
+    "TidegateNearRetention": (
+        [
+            {NEAR: "0+0.1x20"},
+            {NEAR: "0.6x20", series("tidegate_retention_used_ratio", PARTITION | {"partition": "1"}): "0x20"},
+        ],
+        [{NEAR: "0.5x20"}, {NEAR: "0.4 0.6 0.6 0x20"}],
+    ),
     "TidegateNotCapturing": ([{CAPTURING: "1 0x20"}], [{CAPTURING: "1 0 1x20"}]),
     "TidegateDeadLetters": (
         [
@@ -96,6 +108,17 @@ CASES = {
             {UP: "1x60", STARTED: f"{LONG_AGO}x60", DEAD: "500x60"},  # None came while Prometheus looked,
             {UP: "_x50 1x9", STARTED: f"_x50 {LONG_AGO}x9", DEAD: "_x50 500x9"},  # which began later than the process.
             {UP: "1x60", STARTED: f"{LONG_AGO}x60", DEAD: "_x50 5x9"},
+        ],
+    ),
+    "TidegateLateAnswers": (
+        [
+            {LATE: "0+20x40", IN_TIME: "0+100x40"},
+            {LATE: "0+20x40"},  # Not one came in time.
+        ],
+        [
+            {LATE: "0+20x40", IN_TIME: "0+300x40"},
+            {LATE: "0+1x40", FALLEN_BACK: "0+100x40"},  # Hardly any came at all.
+            {LATE: "0x10 5000x30", IN_TIME: "0+100x40"},  # At once, after an outage.
         ],
     ),
     "TidegateForeignRecords": ([{FOREIGN: "0x10 1x10"}], [{FOREIGN: "7x20"}]),
@@ -172,7 +195,7 @@ def test_every_alert_says_what_it_is_and_what_to_do():
 
 def test_prometheus_of_compose_asks_every_worker():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    workers = {name for name, one in services.items() if one.get("command") and not name.endswith("-topics")}
+    workers = {name for name, one in services.items() if "build" in one and not name.endswith("-topics")}
     [job] = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
     assert job["job_name"] == JOB
     assert set(job["dns_sd_configs"][0]["names"]) == workers

@@ -123,14 +123,10 @@ def test_the_state_is_plain_json(tmp_path: Path, installation: Installation) -> 
     assert node.bootstrap == f"127.0.0.1:{state['broker_port']}"
 
 
-def test_a_broker_that_was_not_stopped_is_fenced_before_it_starts_again(
-    tmp_path: Path, installation: Installation
-) -> None:
+def test_a_broker_that_has_run_is_fenced_before_it_starts_again(tmp_path: Path, installation: Installation) -> None:
     assert prepare(tmp_path, installation).fencing == []
     (tmp_path / "data" / "__cluster_metadata-0").mkdir()
     assert prepare(tmp_path, installation).fencing[-1] == "fencing.properties"
-    (tmp_path / "data" / ".kafka_cleanshutdown").touch()
-    assert prepare(tmp_path, installation).fencing == []
 
 
 @pytest.mark.parametrize(("name", "told"), [("plain", True), ("with space", True), ("a,b", False), ("für", False)])

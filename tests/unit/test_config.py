@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_the_smallest_file_has_every_default_and_absolute_paths(tmp_path):
         ("name: shop\nsource: {path: x, rate: 10}", "source.rate: 10 is not a rate: write `10/s`"),
         ("name: shop", "required field `source`"),
         ("- a", "holds no keys"),
-        ("a: [", "is not YAML"),
+        ("a: [", "is not YAML: line 1, column 5, while parsing a flow node from line 1 on: expected the node content"),
+        ("a: @x", "is not YAML: line 1, column 4: found character '@' that cannot start any token"),
         (SMALLEST + "edge: {labels: ./none.txt}", "edge.labels: "),
         (SMALLEST + 'cloud: {labels: "a\\0b"}', "cloud.labels: "),
         (SMALLEST + "edge: {model: ~nobody-here/m.onnx}", "edge.model: ~nobody-here/m.onnx names no user's folder"),
@@ -86,6 +88,16 @@ def test_a_mistake_is_one_line_that_names_file_and_key(tmp_path, text, said):
     assert said in line
     assert "\n" not in line
     assert line.startswith(str(file))
+
+
+@pytest.mark.parametrize("password", ["s3cret: it", '"s3cret', "'s3cret' it", "*s3cret", "!s3cret it", "!s3'cret it"])
+def test_a_line_that_is_no_yaml_is_named_and_not_repeated(tmp_path, password):
+    file = written(tmp_path, f"{SMALLEST}kafka:\n  cloud:\n    sasl: {{username: u, password: {password}}}\n")
+    with pytest.raises(ConfigError) as raised:
+        load(file)
+    said = str(raised.value).removeprefix(str(file))
+    assert re.match(r" is not YAML: line \d+, column \d+", said)
+    assert not re.search("s3|cret", said)
 
 
 def test_settings_of_topics_reach_the_layout_as_kafka_writes_them(tmp_path):

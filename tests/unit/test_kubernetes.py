@@ -174,8 +174,8 @@ def test_a_worker_is_probed_labelled_and_called_as_the_command_line_has_it(docum
     template = document["spec"]["template"]
     assert document["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
     (container,) = template["spec"]["containers"]
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/healthz"), ("livenessProbe", "/livez")):
+        assert container[probe]["httpGet"] == {"path": path, "port": "metrics"}
     assert container["ports"] == [{"name": "metrics", "containerPort": 9464}]
     assert {"name": "TIDEGATE_METRICS", "value": "0.0.0.0:9464"} in container["env"]
     command, *arguments = container["args"]

@@ -1,5 +1,6 @@
 """The list of metrics, what is served of it, and the probe."""
 
+import math
 import re
 import shutil
 import socket
@@ -128,11 +129,11 @@ def test_healthz_says_whether_and_why_not_and_so_does_the_probe():
     instruments = Instruments("edge", "shop", lambda: now_s[0])
     with served(instruments, ANY_PORT) as where:
         instruments.at(Doing.WORKING)
-        assert get(where, "/healthz") == (200, "working on a batch\n")
+        assert get(where, "/healthz") == get(where, "/livez") == (200, "working on a batch\n")
         assert probe(where) == (True, "working on a batch")
         now_s[0] = 21.0
         line = "its loop has stood still for 21 s, working on a batch"
-        assert get(where, "/healthz") == (503, line + "\n")
+        assert get(where, "/healthz") == get(where, "/livez") == (503, line + "\n")
         assert 'tidegate_healthy{kind="edge",site="shop"} 0.0' in get(where, "/metrics")[1]
         command = [sys.executable, "-m", "pipelines.observe.probe"]
         done = subprocess.run(
@@ -142,6 +143,10 @@ def test_healthz_says_whether_and_why_not_and_so_does_the_probe():
         port = where.rpartition(":")[2]
         instruments.at(Doing.READING)
         assert probe(f"0.0.0.0:{port}") == probe(f":{port}") == (True, "reading from Kafka")
+        for now_s[0] in range(22, 60, 2):
+            instruments.failed("no Kafka answers")
+        assert get(where, "/healthz") == (503, "it has failed 19 times in 36 s: no Kafka answers\n")
+        assert get(where, "/livez") == (200, "waiting after a failure\n")
     assert probe(where)[0] is False
     assert probe("nonsense")[1].startswith("no answer from nonsense")
 
@@ -210,7 +215,7 @@ def test_where_to_listen_comes_from_the_command_line_then_the_environment_then_t
 
 
 def lag(state: State, **other: object) -> GroupLag:
-    one = PartitionLag("shop.items", 3, "edge-0", 5, 9, 4, 1.5, 10.0, 8.0, None, state, 50.0, True)
+    one = PartitionLag("shop.items", 3, "edge-0", 5, 9, 4, 1.5, 10.0, 8.0, None, state, 50.0, True, unread_s=2.0)
     idle = PartitionLag("shop.items", 4, "edge-0", 9, 9, 0, 0.0, 0.0, 0.0, 0.0, State.OK, 50.0)
     members = [Member("edge-0", "here", [("shop.items", 3)]), Member("edge-1", "here", [])]
     group = GroupLag("edge", "shop.edge", Tier.EDGE, members, [one, idle], 4, 1.5, 10.0, 8.0, None, state)
@@ -224,7 +229,8 @@ def test_the_exporter_tells_the_newest_reading_and_nothing_that_is_gone(require)
     with served(instruments, ANY_PORT) as where:
         assert "tidegate_group_state{" not in get(where, "/metrics")[1]
         brokers = dict.fromkeys(Tier, 1)
-        collector.take(Reading(10**15, [lag(State.SLOW), cloud], {}, {}, brokers), 0.25)
+        kept_s = {(Tier.EDGE, "shop.items"): 8.0, (Tier.CLOUD, "shop.items"): math.inf}
+        collector.take(Reading(10**15, [lag(State.SLOW), cloud], {}, {}, brokers), 0.25, kept_s)
         text = get(where, "/metrics")[1]
         group = 'group="shop.edge",kind="edge",site="shop"'
         there = f'{group},tier="edge"'
@@ -232,6 +238,7 @@ def test_the_exporter_tells_the_newest_reading_and_nothing_that_is_gone(require)
         for line in (
             f'tidegate_seconds_behind{{{partition},tier="edge",topic="shop.items"}} 1.5',
             f'tidegate_lag_records{{{partition},tier="edge",topic="shop.items"}} 4.0',
+            f'tidegate_retention_used_ratio{{{partition},tier="edge",topic="shop.items"}} 0.25',
             f'tidegate_partition_state{{{partition},state="slow",tier="edge",topic="shop.items"}} 1.0',
             f"tidegate_group_seconds_behind{{{there}}} 1.5",
             f"tidegate_group_drain_seconds{{{there}}} +Inf",
@@ -247,6 +254,7 @@ def test_the_exporter_tells_the_newest_reading_and_nothing_that_is_gone(require)
         ):
             assert line in text.splitlines()
         assert text.count("tidegate_partition_state{") == 1, "a partition that is ok has none"
+        assert not re.search('retention_used_ratio{.*tier="cloud"', text), "age removes nothing there"
         assert promtool(require, text) == ""
         collector.take(Reading(10**15 + 10**6, [lag(State.OK)], {}, {Tier.CLOUD: "away"}, {Tier.EDGE: 1}), 2.5)
         text = get(where, "/metrics")[1]

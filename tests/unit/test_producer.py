@@ -29,8 +29,9 @@ from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.transport.base import Aborted, OutRecord
 from pipelines.transport.storage import Storage
 from schemas import headers, wire
+from schemas.control import producer_key
 from schemas.ledger import Outcome
-from schemas.positions import StreamPosition
+from schemas.positions import Owner, owner_id
 from schemas.topics import SiteTopics
 
 TOPICS = SiteTopics("site-1")
@@ -47,33 +48,65 @@ class Stored:
         self.key, self.value = (lambda: out.key), (lambda: out.value)
 
 
-class MemoryCluster:
-    """Keeps what transactions write. `fates` says what becomes of each call of `write`, then of all others: done."""
+class Claims:
+    """Writes what says who owns the slot."""
 
-    def __init__(self, fates=()):
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def start(self):
+        self.cluster.order.append("claim")
+
+    def write(self, records):
+        for record in records:
+            self.cluster.written[record.topic].append(record)
+
+    def close(self):
+        pass
+
+
+class MemoryCluster:
+    """Keeps what transactions write. `fates` says what becomes of each call of `write`, then of all others: done.
+
+    A "fenced" producer finds that `successor`, where there is one, has claimed its slot, and nothing else.
+    """
+
+    def __init__(self, fates=(), successor=""):
         self.written = defaultdict(list)
         self.fates = iter(fates)
+        self.successor = successor
         self.ids = []
-        self.fenced = False
+        self.order = []
+        """What is asked, but for writes."""
         self.started = 0
         self.kept = Storage("kafka.edge", "kafka:9092", ["/var/lib/kafka"])
 
-    def transactions(self, transactional_id, compression):
+    def transactions(self, transactional_id, compression="zstd"):
+        if transactional_id == owner_id("producer.site-1.0"):
+            return Claims(self)
         self.ids.append((transactional_id, compression))
         return self
+
+    def end_offsets(self, topics, *, stable=True):
+        return {(topic, 0): len(self.written[topic]) for topic in topics}
 
     def storage(self):
         return self.kept
 
     def start(self):
+        self.order.append("start")
         self.started += 1
 
     def close(self):
         self.started = 0
 
     def read_all(self, topics, starts=None):
-        assert self.started, "positions must be read after start, never before"
-        return [Stored(out) for topic in topics for out in self.written[topic]]
+        self.order.append("look" if topics == [TOPICS.control] else "positions")
+        assert self.started or topics == [TOPICS.control], "positions must be read after start, never before"
+        return [Stored(out) for topic in topics for out in self.written[topic][(starts or {}).get((topic, 0), 0) :]]
+
+    def claims(self):
+        return [(out.key, wire.decode_owner(out.value).instance) for out in self.written[TOPICS.control]]
 
     def write(self, records, offsets=None, group=None):
         fate = next(self.fates, "done")
@@ -81,7 +114,10 @@ class MemoryCluster:
             for record in records:
                 self.written[record.topic].append(record)
         if fate == "fenced":
-            self.fenced = True
+            if self.successor:
+                self.written[TOPICS.control].append(
+                    OutRecord(TOPICS.control, wire.encode(Owner(self.successor, 1)), producer_key(0))
+                )
             raise Fenced("somebody else")
         if fate in ("aborted", "done, then unknown"):
             raise Aborted("again")
@@ -116,6 +152,7 @@ def producer(
     preprocess=None,
     clock_us=lambda: 1_000_000_000,
     instruments=None,
+    instance="life-1",
     **given,
 ):
     options = {"rate": Rate(), "deadline_us": 5_000, **given}
@@ -126,6 +163,7 @@ def producer(
         source,
         preprocess or Preprocess(find_codec(codec)),
         CaptureSettings(**options),
+        instance=instance,
         stop=stop or threading.Event(),
         limits=limits,
         clock_us=clock_us,
@@ -144,7 +182,8 @@ def test_every_source_position_is_captured_once_whatever_dies_when(fates, few, s
     limits = ProducerLimits(transaction_records=few, retry_first_s=0)
     for life in range(len(fates) + 1):
         try:
-            producer(cluster, source, limits=limits, clock_us=lambda life=life: 1_000_000 * (life + 1)).run()
+            named = {"instance": f"life-{life}", "clock_us": lambda life=life: 1_000_000 * (life + 1)}
+            producer(cluster, source, limits=limits, **named).run()
         except Killed:
             continue
         break
@@ -178,24 +217,30 @@ def test_media_are_not_compressed_twice(codec, compression):
     assert cluster.ids == [("producer.site-1.0", compression)]
 
 
-def test_a_transaction_that_was_given_up_is_done_again_while_the_positions_are_ours():
-    cluster = MemoryCluster(["fenced"])
+def test_a_transaction_that_was_given_up_is_done_again_while_the_claim_is_ours():
+    cluster = MemoryCluster(["fenced", "aborted"])
     producer(cluster, Digits(streams=1)).run()
     assert [header.first_seq for header, _ in cluster.items()] == list(range(11))
+    assert cluster.claims() == [(b"producer.0", "life-1")]
+    # A claim comes before the first start, a look before every other: else the rightful one would be fenced.
+    assert cluster.order == ["claim", *["start", "positions"], *["look", "start", "positions"] * 2]
 
 
-def test_a_producer_ends_when_the_positions_are_anothers():
-    class TakesOver(MemoryCluster):
-        def read_all(self, topics, starts=None):
-            if self.fenced:  # By then the other one has gone on, beyond all that was captured here.
-                other = wire.encode(StreamPosition(1, 1_000, 999))
-                self.written[TOPICS.positions].append(OutRecord(TOPICS.positions, other, b"cam-00"))
-            return super().read_all(topics, starts)
-
-    cluster = TakesOver(["fenced"])
-    with pytest.raises(TakenOver):
+def test_a_producer_ends_where_another_has_claimed_its_slot_and_written_nothing_yet():
+    cluster = MemoryCluster(["fenced"], successor="life-2")
+    with pytest.raises(TakenOver, match=r"'producer\.site-1\.0': 'life-2' took over from 'life-1'"):
         producer(cluster, Digits(streams=1)).run()
     assert not cluster.items()
+    assert cluster.order == ["claim", "start", "positions", "look"]
+
+
+def test_producers_of_other_slots_are_nobody_s_successors():
+    cluster = MemoryCluster(["aborted"])
+    other = OutRecord(TOPICS.control, wire.encode(Owner("other", 1)), producer_key(1))
+    written = cluster.write
+    cluster.write = lambda records: (cluster.written[TOPICS.control].append(other), written(records))
+    producer(cluster, Digits(streams=1)).run()
+    assert len(cluster.items()) == 11
 
 
 def outage(cluster, failures, said):
@@ -234,18 +279,20 @@ def test_a_full_disk_on_this_machine_is_said_at_once_and_in_the_final_error(tmp_
 
 
 @pytest.mark.parametrize("error", [TransportError, BrokerError])
-def test_a_failure_that_lasts_ends_the_producer_after_the_stated_tries(error):
-    class Away(MemoryCluster):
-        tries = 0
+@pytest.mark.parametrize("of", [Claims, MemoryCluster])
+def test_a_failure_that_lasts_ends_the_producer_after_the_stated_tries(error, of, monkeypatch):
+    tries = []
 
-        def start(self):
-            self.tries += 1
-            raise error("no broker")
+    def away(self):
+        tries.append(self)
+        raise error("no broker")
 
-    cluster = Away()
+    monkeypatch.setattr(of, "start", away)
+    cluster = MemoryCluster()
     with pytest.raises(error):
         producer(cluster, Digits(), limits=ProducerLimits(retries=4, retry_first_s=0)).run()
-    assert cluster.tries == 5
+    assert len(tries) == 5
+    assert cluster.claims() == ([] if of is Claims else [(b"producer.0", "life-1")])
 
 
 def test_what_was_captured_is_written_before_a_stop():
@@ -383,7 +430,8 @@ def test_a_producer_s_meters_count_what_was_committed_once():
     assert counted(CAPTURED) == 11
     assert counted(WRITTEN, topic=TOPICS.items) == len(cluster.items()) == 9
     assert counted(WRITTEN, topic=TOPICS.positions) == len(cluster.written[TOPICS.positions])
-    assert counted(WRITTEN_BYTES) == sum(out.size_bytes for topic in cluster.written.values() for out in topic)
+    written = [out for topic, records in cluster.written.items() if topic != TOPICS.control for out in records]
+    assert counted(WRITTEN_BYTES) == sum(out.size_bytes for out in written)
     assert counted(ITEMS, outcome="dead_lettered", reason="unreadable") == 2
     assert (counted(TRANSACTIONS, result="committed"), counted(TRANSACTIONS, result="aborted")) == (3, 2)
     assert (counted(CAPTURING), counted(SOURCE_ENDED)) == (1, 1)

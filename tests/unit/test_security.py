@@ -33,6 +33,7 @@ from pipelines.transport.certificates import (
 )
 from pipelines.transport.guard import Guard, probe
 from pipelines.transport.refusals import Listener, Login, Seen, Sign, denied, refused, sign_of
+from schemas.positions import owner_id
 from schemas.topics import AGGREGATES, CLOUD_DEAD_LETTERS, CLOUD_GROUP, SITE_NAME, SiteTopics, Tier
 
 NOW = datetime.datetime.now(datetime.UTC)
@@ -246,6 +247,7 @@ def test_no_rule_of_a_site_opens_what_is_another_s(name, other, longer):
         closed = [*(("topic", topic) for topic in owned), ("topic", AGGREGATES), ("topic", CLOUD_DEAD_LETTERS)]
         closed += [("group", f"{other}.own"), ("group", CLOUD_GROUP), ("transactional_id", f"uplink.{other}")]
         closed += [("transactional_id", f"cloud.{other}"), ("transactional_id", f"create.up.{other}")]
+        closed += [("transactional_id", owner_id(f"uplink.{other}"))]
         for kind, resource in closed:
             assert [rule for rule in rules if rule.allows(kind, resource, operation)] == []
 
@@ -261,7 +263,9 @@ def test_a_site_may_do_what_its_forwarders_do(name):
         assert may("topic", topic, "write")
     for topic in (topics.up_positions, topics.down_answers, "control"):
         assert may("topic", topic, "read")
-    assert may("transactional_id", f"uplink.{name}", "write")
+    ids = [f"uplink.{name}", f"uplink.{name}.owner"]
+    assert all(may("transactional_id", one, "write") for one in ids)
+    assert [rule.name for rule in rules if rule.kind == "transactional_id"] == ids
     for topic in (topics.down_answers, "control"):
         assert not may("topic", topic, "write")
     assert not may("topic", "offload.p1", "read")

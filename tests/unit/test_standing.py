@@ -1,6 +1,7 @@
 """What `lag`, `status` and `top` print, and how long they look."""
 
 import io
+import re
 
 import msgspec
 import pytest
@@ -42,6 +43,43 @@ def test_a_group_is_one_row_and_its_partitions_stand_below_it():
         assert words in text
     text = shown(partitions_table([one], "lag"))
     for words in ("s.items[0]", "41,000", "42,234", "edge-0", "s.items[1]", "stalled"):
+        assert words in text
+
+
+def narrow(width, *what):
+    console = Console(file=io.StringIO(), width=width)
+    for one in what:
+        console.print(one)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_whatever_the_width_an_operator_reads_who_is_how_far_behind_and_in_what_state(width):
+    far = part(
+        11, State.STALLED, lag_records=1_234_567, seconds_behind=86_412.5, owner="uplink-0.acc640e636f7", hot=True
+    )
+    one = GroupLag(
+        "downlink", "downlink.site-1", Tier.CLOUD, [], [far], 1_234_567, 86_412.5, 1e4, 0.0, None, State.STALLED
+    )
+    groups = narrow(width, groups_table([one], "groups"))
+    assert re.search(r"│ downlink\.site-1 +│ stalled +│ +86412\.5 s │", groups)
+    parts = narrow(width, partitions_table([one], "lag"))
+    assert re.search(r"│   s\.items\[11\] +│.* 86412\.5 s │.* stalled hot +│", parts)
+    if width >= 80:
+        assert re.search(r"10,000 │ +0 │ +never │", groups)
+        assert "uplink-0.acc640e636f7 │" in parts
+    if width == 140:
+        assert "too narrow" not in groups + parts
+
+
+def test_members_do_not_break_within_a_topic_in_eighty_columns():
+    held = [(f"site-1.{topic}", number) for topic in ("answers", "uplink.p0", "uplink.p1") for number in range(6)]
+    one = reading(group(members=[Member("uplink-0.acc640e636f7", "10.0.0.5", held)]), streams={"cam-00": 0})
+    text = narrow(80, members_table(one))
+    for words in ("uplink-0.acc640e636f7", "site-1.answers[0-5]", "site-1.uplink.p0[0-5]", "1: cam-00"):
         assert words in text
 
 

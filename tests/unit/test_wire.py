@@ -5,10 +5,10 @@ import pytest
 
 from schemas import headers, wire
 from schemas.aggregates import Window, window_key
-from schemas.control import CREDIT_KEY, Credit
+from schemas.control import CREDIT_KEY, Credit, producer_key
 from schemas.errors import ForeignRecord
 from schemas.headers import Extra, Header, Origin, Params
-from schemas.positions import OWNER_KEY, Owner, StreamPosition, forward_key
+from schemas.positions import OWNER_KEY, Owner, StreamPosition, forward_key, owner_id
 
 WINDOW = Window("dock", "cam-00", "4", 10, 5, 2, 1_500_000, 30, 0.75, 0.015, 3, closed=True)
 GOLDEN = [
@@ -73,7 +73,8 @@ def test_a_header_of_the_first_writers_has_the_defaults():
 
 
 def test_golden_keys():
-    assert (OWNER_KEY, CREDIT_KEY) == (b"owner", b"credit")
+    assert (OWNER_KEY, CREDIT_KEY, producer_key(1)) == (b"owner", b"credit", b"producer.1")
+    assert owner_id("uplink.dock") == "uplink.dock.owner"
     assert forward_key("dock.uplink.p0", 3) == b"dock.uplink.p0:3"
     assert window_key("dock", 'a","b', "4", 10) == b'["dock","a\\",\\"b","4",10]'
 

@@ -1,7 +1,8 @@
 # Starts Kafka in a container of the official image. docker-compose.yml and pipelines.testing run it with bash.
 #
-# A node that was not stopped first runs as a controller alone, until that has ended the session of the broker's last
-# life: see `fence` in process.py, which does the same for the embedded broker.
+# A node that has run before first runs as a controller alone, until that has ended the session of the broker's last
+# life: see `fence` in process.py, which does the same for the embedded broker. Set KAFKA_CONTROLLED_SHUTDOWN_ENABLE to
+# "false" with it.
 set -u
 trap 'exit 143' TERM
 
@@ -27,7 +28,7 @@ fence() {
   exec {said}<&-
 }
 
-if [ -d "$KAFKA_LOG_DIRS/__cluster_metadata-0" ] && [ ! -e "$KAFKA_LOG_DIRS/.kafka_cleanshutdown" ]; then
+if [ -d "$KAFKA_LOG_DIRS/__cluster_metadata-0" ]; then
   fence
 fi
 exec /etc/kafka/docker/run

@@ -3,7 +3,7 @@
 node.lock            held by the JVM for as long as it lives
 node.json            cluster id and broker port, kept from start to start: clients reconnect to the same address
 server.properties    written anew at each start
-fencing.properties   of a controller alone, run first where the broker was not stopped the last time (process.py)
+fencing.properties   of a controller alone, run first where the broker has run before (process.py)
 data/                the log; formatted once
 security/            of a secured node: its authority and certificates (secured.py)
 logs/ tmp/           broker.log (bounded), console.log; native libraries that the JVM unpacks
@@ -60,7 +60,7 @@ class Node(msgspec.Struct, frozen=True):
     log_offset: int
     lock: int
     fencing: list[str] = []
-    """The command to be run first; empty where the last life was stopped, or there was none."""
+    """The command to be run first; empty where the broker never ran."""
     scram_bootstrap: str | None = None
     """Of a secured node: where passwords are taken."""
 
@@ -154,7 +154,7 @@ def _prepare(node_dir: Path, installation: Installation, lock: int, *, keep_port
         log_offset=log.stat().st_size if log.is_file() else 0,
         lock=lock,
         fencing=_command(installation, "fencing.properties", says="org.apache.kafka.controller", level="debug")
-        if _was_not_stopped(node_dir / "data")
+        if (node_dir / "data" / "__cluster_metadata-0").is_dir()
         else [],
         scram_bootstrap=f"{HOST}:{settings.scram_port}" if settings.scram_port is not None else None,
     )
@@ -164,11 +164,6 @@ def _command(installation: Installation, properties: str, *, says: str, level: s
     """`says`: the logger whose lines go to standard output."""
     logs = {"log4j2.configurationFile": str(LOG4J), "tidegate.says": says, "tidegate.level": level}
     return installation.command("kafka.Kafka", properties, properties=logs)
-
-
-def _was_not_stopped(data: Path) -> bool:
-    """Kafka writes that file last when it is stopped, and removes it as it starts."""
-    return (data / "__cluster_metadata-0").is_dir() and not (data / ".kafka_cleanshutdown").is_file()
 
 
 def _identity(node_dir: Path, *, keep_port: bool, secured: bool) -> Identity:

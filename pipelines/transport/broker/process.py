@@ -30,7 +30,7 @@ class Launch(msgspec.Struct, frozen=True):
     node_dir: str
     lock: int
     fencing: list[str] = []
-    """To be run first (see `fence`); empty where the last life was stopped, or there was none."""
+    """To be run first (see `fence`); empty where the broker never ran."""
 
 
 def read_until(fd: int, wanted: bytes | None, timeout_s: float) -> bytes:
@@ -79,12 +79,13 @@ def spawn(launch: Launch, *, with_parent: bool) -> subprocess.Popen[bytes]:
 
 
 def fence(launch: Launch, *, with_parent: bool) -> None:
-    """End the session of the broker's last life, where that ended without being stopped.
+    """End the session of the broker's last life, where there was one.
 
     Kafka 4.3 would otherwise load its transactions while it still believes the old session alive. When that runs out,
     every partition is without a leader for a moment, and a transaction which was decided, but whose markers were not
     written yet, then counts as ended without them ("these partitions are likely deleted already and hence can be
-    skipped", TransactionMarkerChannelManager): its records stay open for good, or come out doubled.
+    skipped", TransactionMarkerChannelManager): its records stay open for good, or come out doubled. A controlled
+    shutdown takes the leaders away while transactions go on, so a single node has none (settings.py).
     """
     if not launch.fencing:
         return

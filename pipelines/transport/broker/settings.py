@@ -7,7 +7,7 @@ import msgspec
 HOST = "127.0.0.1"
 
 # A dead worker is noticed in 3 s. Its open transaction is ended by its successor's `start`, else by the sweep: 1.5 s
-# (the clients' time-out) and up to 0.5 s. A sweep so quick is safe only because a node that was not stopped is fenced
+# (the clients' time-out) and up to 0.5 s. A sweep so quick is safe only because a node is fenced
 # before it starts again (`fence` in process.py).
 TAKE_OVER = {
     "group.consumer.heartbeat.interval.ms": 300,
@@ -26,6 +26,8 @@ FENCING = {"process.roles": "controller", "broker.session.timeout.ms": 100, "bro
 """Of a controller alone, which ends the session of the broker's last life: there is nobody left to wait for."""
 
 SINGLE_NODE = {
+    # It would hand its partitions to nobody, and tear transactions as it does: see `fence` in process.py.
+    "controlled.shutdown.enable": "false",
     "offsets.topic.replication.factor": 1,
     "transaction.state.log.replication.factor": 1,
     "transaction.state.log.min.isr": 1,
