@@ -21,7 +21,7 @@ COUNT_MOST = 4_096
 RecordHeaders = Sequence[tuple[str, str | bytes | None]]
 
 
-class Params(msgspec.Struct, frozen=True, array_like=True):
+class Params(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How the payload is to be decoded."""
 
     shape: tuple[int, ...] = ()
@@ -31,7 +31,7 @@ class Params(msgspec.Struct, frozen=True, array_like=True):
     """Of the quality ladder; 0 is full quality."""
 
 
-class Origin(msgspec.Struct, frozen=True, array_like=True):
+class Origin(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where an escalated record lies in the site's uplink topics: what a cloud answer is matched by."""
 
     priority: int
@@ -39,7 +39,7 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     offset: int
 
 
-class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
+class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """What only some records have. Absent fields cost nothing; fields of later versions are passed over."""
 
     edge_label: str | None = None
@@ -54,7 +54,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     """Set by the uplink when it sends."""
 
 
-class Header(msgspec.Struct, frozen=True, array_like=True):
+class Header(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The `tg` header. Times are microseconds since the Unix epoch on the producer's clock."""
 
     version: int

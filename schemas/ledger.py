@@ -23,7 +23,7 @@ class Outcome(StrEnum):
     DEAD_LETTERED = "dead_lettered"
 
 
-class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Seqs `first_seq` to `last_seq`, both included, of one stream and epoch ended as `outcome`."""
 
     stream: str

@@ -5,7 +5,7 @@ import msgspec
 from schemas.ledger import Outcome
 
 
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+class Result(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The settled answer for one item. Times are microseconds since the Unix epoch."""
 
     stream: str

@@ -7,16 +7,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from pipelines.core.credit import CreditLimits
 from pipelines.core.engine import EngineLimits
 from pipelines.core.work import WorkNote
 from pipelines.errors import BrokerError
 from pipelines.observe.instruments import Instruments
 from pipelines.observe.metrics import ITEMS, READ, TRANSACTIONS, WRITTEN
-from pipelines.runtime.stage import NOTHING, StageRunner, Step, offsets_after
+from pipelines.runtime.stage import FAILED, NOTHING, StageRunner, Step, offsets_after
 from pipelines.transport.base import Aborted, Commit, Disconnected, OutOfRange, OutRecord, Partition, Record
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import Tier, TopicSpec
@@ -308,6 +310,109 @@ def test_what_lasts_is_raised_after_the_stated_tries(cluster, site, send):
     assert cluster.left == limits.retries + 1
     assert stage.closed
     assert list(cluster.read_all([f"{site}.out"])) == []
+
+
+class Choosy(Echo):
+    """Fails on whole batches because of single records, and buries those."""
+
+    def __init__(self, source: str, destination: str, poison: frozenset[int]) -> None:
+        super().__init__(source, destination)
+        self.poison = poison
+        self.buried: list[bytes] = []
+
+    def process(self, records: Sequence[Record], now_us: int) -> Step:
+        if any(int(record.value() or b"") in self.poison for record in records):
+            raise ArithmeticError("a record that nobody can take")
+        return super().process(records, now_us)
+
+    def bury(self, record: Record, reason: str, now_us: int) -> Step:
+        assert reason == FAILED
+        self.buried.append(record.value() or b"")
+        out = OutRecord(self.destination, b"dead " + (record.value() or b""), partition=record.partition())
+        return Step([out], offsets_after([record]))
+
+
+def test_items_on_which_a_stage_fails_are_found_and_buried_and_no_other(cluster, site, send):
+    poison = frozenset({0, 7, 8, 201, RECORDS - 1})
+    send(0, RECORDS)
+    stage, stop = Choosy(f"{site}.in", f"{site}.out", poison), threading.Event()
+    runner = StageRunner(stage, cluster, group=site, transactional_id=f"stage.{site}.0", stop=stop, limits=QUICK)
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(runner.run)
+        found = answers(cluster, site, RECORDS)
+        stop.set()
+        done.result(WAIT_S)
+    dead = {b"dead %05d" % number for number in poison}
+    expected = [[b"dead " + value if b"dead " + value in dead else value for value in of] for of in each_once(RECORDS)]
+    assert found == expected, "in order, each once"
+    assert sorted(stage.buried) == sorted(b"%05d" % number for number in poison)
+
+
+def test_where_every_item_fails_the_worker_ends_instead_of_burying_them_all(cluster, site, send):
+    send(0, RECORDS)
+    stage, stop = Choosy(f"{site}.in", f"{site}.out", frozenset(range(RECORDS))), threading.Event()
+    limits = msgspec.structs.replace(QUICK, burials=5)
+    runner = StageRunner(stage, cluster, group=site, transactional_id=f"stage.{site}.0", stop=stop, limits=limits)
+    with pytest.raises(ArithmeticError):
+        runner.run()
+    assert len(stage.buried) == limits.burials
+    assert stage.closed
+
+
+class Slow(Echo):
+    """Is at its first batch until it may go on."""
+
+    def __init__(self, source: str, destination: str) -> None:
+        super().__init__(source, destination)
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def process(self, records: Sequence[Record], now_us: int) -> Step:
+        self.begun.set()
+        assert self.go_on.wait(WAIT_S)
+        return super().process(records, now_us)
+
+
+def test_a_long_batch_holds_up_a_rebalance_and_loses_and_doubles_nothing(cluster, site, send):
+    send(0, RECORDS)
+    slow, stop = Slow(f"{site}.in", f"{site}.out"), threading.Event()
+    runner = StageRunner(slow, cluster, group=site, transactional_id=f"stage.{site}.0", stop=stop, limits=QUICK)
+    with ThreadPoolExecutor(1) as pool, closing(cluster.look()) as look:
+        done = pool.submit(runner.run)
+        assert slow.begun.wait(WAIT_S)
+        with running(cluster, site, 1) as (second, done_too):
+            until_s = time.monotonic() + WAIT_S
+            while len(look.members([site])[site]) < 2:
+                assert time.monotonic() < until_s
+            assert not second.held, "nothing is given away that is being worked on"
+            slow.go_on.set()
+            second.wait(lambda: len(second.held) == PARTITIONS // 2)
+            answers(cluster, site, RECORDS)
+        stop.set()
+        done.result(WAIT_S)
+    done_too.result()
+    assert answers(cluster, site, RECORDS) == each_once(RECORDS)
+
+
+def test_what_is_read_ahead_is_bounded_while_a_batch_takes_long(cluster, site, send):
+    """Beyond its share a partition is paused, and goes on later: all is answered in the end."""
+    send(0, RECORDS)
+    slow, stop = Slow(f"{site}.in", f"{site}.out"), threading.Event()
+    credit = CreditLimits(ahead_records=20, records=40)
+    runner = StageRunner(
+        slow, cluster, group=site, transactional_id=f"stage.{site}.0", stop=stop, limits=QUICK, credit=credit
+    )
+    held = runner._fetcher._credit
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(runner.run)
+        until_s = time.monotonic() + WAIT_S
+        while len(held.paused) < PARTITIONS:
+            assert time.monotonic() < until_s
+        assert held.records <= credit.records + QUICK.batch_records
+        slow.go_on.set()
+        answers(cluster, site, RECORDS)
+        stop.set()
+        done.result(WAIT_S)
+    assert answers(cluster, site, RECORDS) == each_once(RECORDS)
 
 
 class Telling(Echo):
