@@ -89,9 +89,16 @@ class ModelRunner:
     def infer(self, items: Sequence[tuple[Header, bytes]]) -> Inference:
         """As `answer`, but as arrays."""
         undecided: dict[int, str] = {}
+        params: Params | None
+        rows: list[int]
         groups: defaultdict[tuple[str, Params], list[int]] = defaultdict(list)
+        codec, params, rows = "", None, []
         for row, (header, _) in enumerate(items):
-            groups[header.codec, header.params].append(row)
+            # Neighbours are alike as a rule: to compare is cheaper than to hash.
+            if header.params != params or header.codec != codec:
+                codec, params = header.codec, header.params
+                rows = groups[codec, params]
+            rows.append(row)
         outputs = np.zeros((len(items), self._model.classes), np.float32)
         for (codec, params), rows in groups.items():
             take = self._joined if codec == "raw" and params.dtype == "uint8" else self._one_by_one
