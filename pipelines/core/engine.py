@@ -6,8 +6,7 @@ Constraints
   was read and made since the last commit is forgotten, and the worker goes back to what is committed.
 - One instruction at a time is carried out, and answered by one event. Whoever carries them out hands in all that has
   happened meanwhile before it asks for the next: nothing is written for a partition that is somebody else's already.
-  Only `GoBack` is answered later, by `WentBack` or by a `Refused` that says so: what was read before that is dropped,
-  and no other is asked for meanwhile. A second one could take back what was written after the first.
+  Only `GoBack` is answered later: what was read before its `WentBack` is dropped, whenever it arrives.
 - A failing item is found (`Batches`) and buried alone. Where nothing but burials succeeds any more, the fault is not
   the items': the worker ends.
 - Every wait, batch and row of failures is bounded by `EngineLimits`.
@@ -93,8 +92,6 @@ class Refused(msgspec.Struct, frozen=True):
     """The reader is of no use any more."""
     final: bool = False
     """To try again is of no use."""
-    going_back: bool = False
-    """It is the answer to a `GoBack`."""
 
 
 class WentBack(msgspec.Struct, frozen=True):
@@ -199,8 +196,8 @@ class Engine:
 
     @property
     def is_releasing(self) -> bool:
-        """Whether somebody waits for partitions to go, and they will."""
-        return bool(self._releasing) and self._ended is None
+        """Whether somebody waits for partitions to go."""
+        return bool(self._releasing)
 
     def wait_us(self) -> int:
         """Of the last failure: twice as long each time in a row."""
@@ -309,10 +306,9 @@ class Engine:
         if event.final or self.failures > self._limits.retries:
             self._ended = End(event.error)
             return
+        self._back_at_us, self._asked_back = now_us + self.wait_us(), False
         if event.disconnected or self.failures % self._limits.rejoin_every == 0:
             self._rejoin = True
-        if not self._asked_back or event.going_back:
-            self._back_at_us, self._asked_back = now_us + self.wait_us(), False
 
     def _drop(self, partitions: set[Partition]) -> None:
         self.batches.drop(partitions)

@@ -112,12 +112,15 @@ class Fetcher:
             try:
                 # Halted, there is nothing to be read until the worker has gone back.
                 while self._halted or not self._commands.empty():
-                    self._obey(self._commands.get())
+                    self._commands.get()()
                     if self._closing.is_set():
                         return
                 records = self._read()
-            except Exception as error:  # noqa: BLE001 - whatever it is: unheard of, the worker would wait for ever
-                self._halt(error)
+            except OutOfRange as error:
+                self._halt(Refused(error, final=True))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker's thread must hear of it, or it waits for ever
+                known = isinstance(error, (TransportError, BrokerError))
+                self._halt(Refused(error, disconnected=isinstance(error, Disconnected), final=not known))
             else:
                 if records:
                     with self._lock:
@@ -138,19 +141,9 @@ class Fetcher:
             return self.reader.poll(self._poll_records, POLL_S)
         return self.reader.poll(1, 0.0)
 
-    def _obey(self, command: Callable[[], None]) -> None:
-        """Carry out a `go_back`; it has exactly one answer."""
-        try:
-            command()
-        except Exception as error:  # noqa: BLE001 - as above
-            self._halt(error, going_back=True)
-
-    def _halt(self, error: Exception, *, going_back: bool = False) -> None:
-        """Say why, and read no more until the worker has gone back."""
+    def _halt(self, refused: Refused) -> None:
         self._halted = True
-        passing = isinstance(error, (TransportError, BrokerError)) and not isinstance(error, OutOfRange)
-        disconnected = isinstance(error, Disconnected)
-        self.inbox.put(Refused(error, disconnected=disconnected, final=not passing, going_back=going_back))
+        self.inbox.put(refused)
 
     def _rewind(self) -> None:
         commits = self.reader.rewind()

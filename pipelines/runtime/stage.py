@@ -207,7 +207,7 @@ class StageRunner:
             self._held.update(heard.commits)
             self._restore(heard.commits)
         elif isinstance(heard, Rewound):
-            if self._restore(heard.commits, going_back=True):
+            if self._restore(heard.commits):
                 self._engine.handle(WentBack(), _now_us())
         else:
             if isinstance(heard, Refused):
@@ -219,13 +219,13 @@ class StageRunner:
             while self._engine.is_releasing and (instruction := self._engine.next(_now_us())) is not None:
                 self._carry_out(instruction)
 
-    def _restore(self, commits: Mapping[Partition, Commit], *, going_back: bool = False) -> bool:
+    def _restore(self, commits: Mapping[Partition, Commit]) -> bool:
         """Tell the stage where it stands; whether it could take that."""
         self._signs.at(Doing.READING)
-        failure = self._guarded(lambda: self._stage.assigned(commits))
-        if failure is not None:
-            self._engine.handle(_refused(failure, going_back=going_back), _now_us())
-        return failure is None
+        refused = self._guarded(lambda: self._stage.assigned(commits))
+        if refused is not None:
+            self._engine.handle(refused, _now_us())
+        return refused is None
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
@@ -243,11 +243,11 @@ class StageRunner:
                 return
             case GoBack():
                 # The order matters: `start` settles what became of a transaction, only then are commits the truth.
-                failure = self._guarded(self._writer.start)
-                if failure is None:
+                refused = self._guarded(self._writer.start)
+                if refused is None:
                     self._fetcher.go_back(rejoin=instruction.rejoin)
                     return
-                event = _refused(failure, going_back=True)
+                event = refused
             case End():
                 return
         self._engine.handle(event, _now_us())
@@ -316,11 +316,11 @@ class StageRunner:
             note = str(self._means.note(self._name, self._limits.commit_interval_us))
             offsets = {p: c if c.metadata else Commit(c.offset, note) for p, c in offsets.items()}
         began_s = time.perf_counter()
-        failure = self._guarded(lambda: self._writer.write(instruction.records, offsets, self._fetcher.reader))
-        if failure is not None:
-            result = "fenced" if isinstance(failure.error, Fenced) else "aborted"
+        refused = self._guarded(lambda: self._writer.write(instruction.records, offsets, self._fetcher.reader))
+        if refused is not None:
+            result = "fenced" if isinstance(refused.error, Fenced) else "aborted"
             self._meters.add(metrics.TRANSACTIONS, 1, result)
-            return _refused(failure)
+            return Refused(refused.error, final=isinstance(refused, Failed))
         self._count_written(instruction, time.perf_counter() - began_s)
         return Written()
 
@@ -358,12 +358,6 @@ class StageRunner:
         self._forget_counts()
         if self._means is not None:
             self._means.commit(time.monotonic(), took_s * 1e6)
-
-
-def _refused(failure: Failed | Refused, *, going_back: bool = False) -> Refused:
-    """A failure that lies in no item; an error of nobody's kind is final."""
-    final = isinstance(failure, Failed) or failure.final
-    return Refused(failure.error, final=final, going_back=going_back)
 
 
 def _now_us() -> int:
