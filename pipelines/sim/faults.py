@@ -98,5 +98,5 @@ def _fault(workers: int, chance: Chance) -> Fault:
         kind=kind,
         slot=chance.randrange(0, workers),
         for_us=long_us if kind in ("replace", "hang") or chance.random() < 0.3 else short_us,
-        factor=chance.choice([3, 10, 40]) if kind == "slow" else 1,
+        factor=chance.choice([3, 10, 20]) if kind == "slow" else 1,
     )

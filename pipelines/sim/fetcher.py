@@ -31,6 +31,7 @@ class Fetcher:
         self._commands: deque[Callable[[], Generator[Wait, None, None]]] = deque()
         self._commanded, self._room, self._release = Signal(clock), Signal(clock), Signal(clock)
         self._held: set[Partition] = set()
+        self.losses = 0
         self._halted = self._closing = self._released = False
         self.reader = join(self)
 
@@ -51,7 +52,7 @@ class Fetcher:
 
     def release(self, partitions: Sequence[Partition]) -> None:
         """These may go."""
-        self.credit.revoked(partitions)
+        self.credit.revoked(set(partitions) - self._held)
         self._released = True
         self._release.notify()
 
@@ -107,7 +108,7 @@ class Fetcher:
         self.reader.abandon()
         gone = sorted(self._held)
         self._held.clear()
-        self._put(Lost(gone))
+        self._tell_lost(gone)
         yield 1_000, None
         self.reader = self._join(self)
         self._went_back({}, number)
@@ -134,9 +135,13 @@ class Fetcher:
         while not self._released and self._clock.now_us < until_us:
             yield until_us - self._clock.now_us, self._release
         if not self._released:
-            self._put(Lost(partitions))
+            self._tell_lost(partitions)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         """Partitions that are somebody else's already."""
         self._held.difference_update(partitions)
+        self._tell_lost(partitions)
+
+    def _tell_lost(self, partitions: Sequence[Partition]) -> None:
+        self.losses += 1
         self._put(Lost(partitions))

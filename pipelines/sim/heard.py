@@ -17,4 +17,4 @@ class Rewound(msgspec.Struct, frozen=True):
     """What is read from now on comes from these commits. `number` is that of the `GoBack` that it answers."""
 
     commits: Mapping[Partition, Commit]
-    number: int = 0
+    number: int

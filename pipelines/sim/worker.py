@@ -31,7 +31,7 @@ from pipelines.sim.heard import Assigned, Rewound
 from pipelines.sim.link import Link
 from pipelines.sim.reader import Reader
 from pipelines.sim.writer import Writer
-from pipelines.transport.base import Commit, Partition, Record
+from pipelines.transport.base import Aborted, Commit, Partition, Record
 
 if TYPE_CHECKING:
     from pipelines.sim.world import World
@@ -56,7 +56,7 @@ class Worker(Host):
         self.stopping = False
         self.slow_until_us = self.refusing_until_us = self.hang_us = 0
         self.slow_factor = 1
-        self._members = 0
+        self._members = self._losses = 0
         self.stage = world.make_stage(world.poison)
         self.engine = self.engine_type(topology.limits, isolates=True)
         self.writer = Writer(world.kafka, world.group, self.link, f"worker-{slot}")
@@ -119,8 +119,9 @@ class Worker(Host):
             self._restore(heard.commits)
         elif isinstance(heard, Rewound):
             self._restore(heard.commits)
-            self._went_back(heard)
+            self.engine.handle(WentBack(heard.number), self.clock.now_us)
         else:
+            self._losses += isinstance(heard, Lost)
             self.engine.handle(heard, self.clock.now_us)
             turns = 0
             while self.engine.is_releasing and (instruction := self.engine.next(self.clock.now_us)) is not None:
@@ -128,9 +129,6 @@ class Worker(Host):
                 turns += 1
                 if turns > 1_000:
                     raise Spins(f"{self.name} goes round while partitions wait to go")
-
-    def _went_back(self, heard: Rewound) -> None:
-        self.engine.handle(WentBack(), self.clock.now_us)
 
     def _restore(self, commits: Mapping[Partition, Commit]) -> None:
         self.stage.assigned(commits)
@@ -161,7 +159,7 @@ class Worker(Host):
     def _go_back(self, instruction: GoBack) -> Generator[Wait, None, Event | None]:
         refused = yield from self._guarded(self.writer.start())
         if refused is None:
-            self._poll.go_back(0, rejoin=instruction.rejoin)
+            self._poll.go_back(instruction.number, rejoin=instruction.rejoin)
         return refused
 
     def _process(self, records: Sequence[Record]) -> Generator[Wait, None, Event]:
@@ -186,10 +184,11 @@ class Worker(Host):
 
     def _take_time(self, records: int, call: Callable[[], None]) -> Generator[Wait, None, None]:
         """The model runs, with what faults make of it."""
-        took_us, self.hang_us = records * self.world.topology.record_us + self.hang_us, 0
+        took_us = records * self.world.topology.record_us
         if self.clock.now_us < self.slow_until_us:
             took_us *= self.slow_factor
-        yield took_us, None
+        hang_us, self.hang_us = self.hang_us, 0
+        yield took_us + hang_us, None
         if self.clock.now_us < self.refusing_until_us and records:
             raise TransportError("the stage's own cluster is away")
         call()
@@ -208,16 +207,15 @@ class Worker(Host):
         return None
 
     def _write(self, instruction: Write) -> Generator[Wait, None, Event]:
-        refused = yield from self._guarded(
-            self.writer.write(instruction.records, instruction.offsets, self._poll.reader)
-        )
+        refused = yield from self._guarded(self._write_as_member(instruction))
         return Written() if refused is None else Refused(refused.error, final=isinstance(refused, Failed))
+
+    def _write_as_member(self, instruction: Write) -> Generator[Wait, None, None]:
+        if self._poll.losses != self._losses:
+            raise Aborted("partitions were lost meanwhile")
+        yield from self.writer.write(instruction.records, instruction.offsets, self._poll.reader)
 
     def _release(self, partitions: Sequence[Partition]) -> None:
         self._held.difference_update(partitions)
         self.stage.revoked(partitions)
         self._poll.release(partitions)
-
-    def heard_lost(self) -> bool:
-        """Whether the inbox tells of partitions that are gone."""
-        return any(isinstance(heard, Lost) for heard in self._poll.inbox)

@@ -37,9 +37,9 @@ class Writer:
         epoch = self._epoch
         if epoch is None:
             raise Aborted("the writer must be started again")
+        member = reader.membership
         try:
             yield from self._add(epoch, records)
-            member = reader.membership
             yield from self._link.call(lambda: self._add_offsets(epoch, offsets, member))
             yield from self._link.call(lambda: self._kafka.end(self.name, epoch, committed=True), commits=True)
         except ProducerFenced:
