@@ -114,8 +114,10 @@ class Credit:
                 count[partition] += 1
                 size[partition] += len(record.value() or b"")
         used = {p: max(count[p] / share_records, size[p] / share_bytes) for p in self._partitions}
-        pause = sorted(p for p in self._partitions - self._paused if used[p] >= 1)
-        resume = sorted(p for p in self._paused if used[p] <= RESUME_BELOW)
+        # Partitions that come make every share smaller, but not what the others have used already.
+        is_full = self.records >= self._limits.records or self.bytes >= self._limits.bytes
+        pause = sorted(p for p in self._partitions - self._paused if is_full or used[p] >= 1)
+        resume = [] if is_full else sorted(p for p in self._paused if used[p] <= RESUME_BELOW)
         self._paused.update(pause)
         self._paused.difference_update(resume)
         return pause, resume

@@ -95,7 +95,9 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class WentBack(msgspec.Struct, frozen=True):
-    """A `GoBack` was done."""
+    """The `GoBack` of this number was done."""
+
+    number: int
 
 
 class Revoking(msgspec.Struct, frozen=True):
@@ -149,6 +151,8 @@ class Write(msgspec.Struct, frozen=True):
 class GoBack(msgspec.Struct, frozen=True):
     """Let the coordinator decide what became of an open transaction, then read on from what is committed."""
 
+    number: int
+    """A refusal may come before the answer, and another be asked for: what lies between their answers is read twice."""
     rejoin: bool = False
     """As a new member of the group."""
 
@@ -185,6 +189,8 @@ class Engine:
         self._releasing: list[Partition] = []
         self._back_at_us: int | None = None
         self._asked_back = self._rejoin = self._stopping = False
+        self._went = 0
+        """The number of the last `GoBack`."""
         self._ended: End | None = None
         self.failures = 0
         """In a row."""
@@ -196,8 +202,8 @@ class Engine:
 
     @property
     def is_releasing(self) -> bool:
-        """Whether somebody waits for partitions to go."""
-        return bool(self._releasing)
+        """Whether somebody waits for partitions to go; at the end all go."""
+        return bool(self._releasing) and self._ended is None
 
     def wait_us(self) -> int:
         """Of the last failure: twice as long each time in a row."""
@@ -220,7 +226,8 @@ class Engine:
             case Refused():
                 self._refused(event, now_us)
             case WentBack():
-                self._back_at_us, self._asked_back, self._rejoin = None, False, False
+                if event.number == self._went:
+                    self._back_at_us, self._asked_back, self._rejoin = None, False, False
             case Revoking():
                 self._releasing += event.partitions
                 self._drop(set(event.partitions))
@@ -245,7 +252,8 @@ class Engine:
             if self._asked_back or now_us < self._back_at_us:
                 return None
             self._asked_back = True
-            return GoBack(self._rejoin)
+            self._went += 1
+            return GoBack(self._went, self._rejoin)
         if self.has_pending and (self._stopping or self._releasing or now_us >= self._write_at_us):
             return Write(self._records, self._offsets, self._pending_bytes)
         if self._stopping:

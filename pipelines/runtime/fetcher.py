@@ -40,9 +40,10 @@ class Assigned(msgspec.Struct, frozen=True):
 
 
 class Rewound(msgspec.Struct, frozen=True):
-    """What is read from now on comes from these commits."""
+    """What is read from now on comes from these commits. `number` is that of the `GoBack` that it answers."""
 
     commits: Mapping[Partition, Commit]
+    number: int
 
 
 Heard = Event | Assigned | Rewound
@@ -66,6 +67,8 @@ class Fetcher:
         """Of the credit: both threads use it."""
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._held: set[Partition] = set()
+        self.losses = 0
+        """How often partitions were lost. Who has not heard of each must not write: its member's epoch is a new one."""
         self._halted = False
         self._closing = threading.Event()
         self._room = threading.Event()
@@ -98,12 +101,13 @@ class Fetcher:
     def release(self, partitions: Sequence[Partition]) -> None:
         """These may go."""
         with self._lock:
-            self._credit.revoked(partitions)
+            # What was lost may be ours again already, and be read.
+            self._credit.revoked(set(partitions) - self._held)
         self._released.set()
 
-    def go_back(self, *, rejoin: bool) -> None:
+    def go_back(self, number: int, *, rejoin: bool) -> None:
         """Read on from what is committed; `Rewound` is in the inbox where that begins, or `Refused`."""
-        self._commands.put(self._begin_anew if rejoin else self._rewind)
+        self._commands.put(lambda: self._begin_anew(number) if rejoin else self._rewind(number))
 
     # From the poll thread
 
@@ -145,45 +149,52 @@ class Fetcher:
         self._halted = True
         self.inbox.put(refused)
 
-    def _rewind(self) -> None:
+    def _rewind(self, number: int) -> None:
         commits = self.reader.rewind()
-        self._went_back(commits)
+        self._went_back(commits, number)
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, number: int) -> None:
         """Begin as a new member of the group: what the old one held comes back through `assigned`."""
         log.warning("rejoining")
         self.reader.abandon()
         gone = sorted(self._held)
-        self._held.clear()
-        self.inbox.put(Lost(gone))
+        with self._lock:
+            self._held.clear()
+        self._tell_lost(gone)
         self.reader = self._join(self)
-        self._went_back({})
+        self._went_back({}, number)
 
-    def _went_back(self, commits: Mapping[Partition, Commit]) -> None:
+    def _tell_lost(self, partitions: Sequence[Partition]) -> None:
+        self.losses += 1
+        self.inbox.put(Lost(partitions))
+
+    def _went_back(self, commits: Mapping[Partition, Commit], number: int) -> None:
         with self._lock:
             self._credit.dropped()
         self._halted = False
-        self.inbox.put(Rewound(commits))
+        self.inbox.put(Rewound(commits, number))
 
     def assigned(self, partitions: Mapping[Partition, Commit]) -> None:
         """Partitions that the group gave us."""
-        self._held.update(partitions)
         with self._lock:
+            self._held.update(partitions)
             self._credit.assigned(partitions)
         self.inbox.put(Assigned(partitions))
 
     def revoked(self, partitions: Sequence[Partition]) -> None:
         """Partitions that the group wants back: they go when what was made of them is written."""
-        self._held.difference_update(partitions)
+        with self._lock:
+            self._held.difference_update(partitions)
         if self._closing.is_set() or not partitions:
             return
         self._released.clear()
         self.inbox.put(Revoking(partitions))
         if not self._released.wait(RELEASE_MOST_S):
             log.error("not_released", after_s=RELEASE_MOST_S)
-            self.inbox.put(Lost(partitions))
+            self._tell_lost(partitions)
 
     def lost(self, partitions: Sequence[Partition]) -> None:
         """Partitions that are somebody else's already."""
-        self._held.difference_update(partitions)
-        self.inbox.put(Lost(partitions))
+        with self._lock:
+            self._held.difference_update(partitions)
+        self._tell_lost(partitions)

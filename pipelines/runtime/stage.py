@@ -49,7 +49,7 @@ from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
 from pipelines.observe.meters import Counts
 from pipelines.runtime.fetcher import Assigned, Fetcher, Heard, Rewound
-from pipelines.transport.base import Cluster, Commit, OutRecord, Partition, Record
+from pipelines.transport.base import Aborted, Cluster, Commit, OutRecord, Partition, Record
 
 log = structlog.get_logger("tidegate.stage")
 
@@ -158,6 +158,8 @@ class StageRunner:
             limits=credit,
         )
         self._held: set[Partition] = set()
+        self._losses = 0
+        """Of which we have heard."""
         self._meters.watch(metrics.HELD, lambda: len(self._held))
 
     def run(self) -> None:
@@ -208,11 +210,12 @@ class StageRunner:
             self._restore(heard.commits)
         elif isinstance(heard, Rewound):
             if self._restore(heard.commits):
-                self._engine.handle(WentBack(), _now_us())
+                self._engine.handle(WentBack(heard.number), _now_us())
         else:
             if isinstance(heard, Refused):
                 self._note_failure(heard.error)
             elif isinstance(heard, Lost):
+                self._losses += 1
                 self._forget_counts()
             self._engine.handle(heard, _now_us())
             # Before anything else is heard: the same partitions may come again right behind.
@@ -245,7 +248,7 @@ class StageRunner:
                 # The order matters: `start` settles what became of a transaction, only then are commits the truth.
                 refused = self._guarded(self._writer.start)
                 if refused is None:
-                    self._fetcher.go_back(rejoin=instruction.rejoin)
+                    self._fetcher.go_back(instruction.number, rejoin=instruction.rejoin)
                     return
                 event = refused
             case End():
@@ -316,13 +319,20 @@ class StageRunner:
             note = str(self._means.note(self._name, self._limits.commit_interval_us))
             offsets = {p: c if c.metadata else Commit(c.offset, note) for p, c in offsets.items()}
         began_s = time.perf_counter()
-        refused = self._guarded(lambda: self._writer.write(instruction.records, offsets, self._fetcher.reader))
+        refused = self._guarded(lambda: self._write_as_member(instruction.records, offsets))
         if refused is not None:
             result = "fenced" if isinstance(refused.error, Fenced) else "aborted"
             self._meters.add(metrics.TRANSACTIONS, 1, result)
             return Refused(refused.error, final=isinstance(refused, Failed))
         self._count_written(instruction, time.perf_counter() - began_s)
         return Written()
+
+    def _write_as_member(self, records: Sequence[OutRecord], offsets: Mapping[Partition, Commit]) -> None:
+        # A loss may lie in the inbox, behind what we heard last. The member has a new epoch then, and the group would
+        # take what we made of partitions that are somebody else's.
+        if self._fetcher.losses != self._losses:
+            raise Aborted("partitions were lost meanwhile")
+        self._writer.write(records, offsets, self._fetcher.reader)
 
     def _release(self, partitions: Sequence[Partition]) -> None:
         log.info("revoked", partitions=_named(partitions))

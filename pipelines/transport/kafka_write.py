@@ -108,6 +108,8 @@ class KafkaTransactions:
         producer = self._producer
         if producer is None:
             raise Aborted(f"the writer '{self.transactional_id}' must be started again")
+        # As of now: while records are produced, partitions may go and the member get a new epoch.
+        metadata = group.membership if isinstance(group, KafkaGroupReader) else None
         topics: set[str] = set()
         try:
             producer.begin_transaction()
@@ -116,7 +118,6 @@ class KafkaTransactions:
                 self._produce(producer, record)
             if offsets and isinstance(group, KafkaGroupReader):
                 positions = [TopicPartition(*p, c.offset, c.metadata) for p, c in offsets.items()]
-                metadata = group.membership
                 self._retrying(lambda: producer.send_offsets_to_transaction(positions, metadata, REQUEST_TIMEOUT_S))
             self._retrying(lambda: producer.commit_transaction(REQUEST_TIMEOUT_S))
             self._noted.clear()
