@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from benchmarks.clock import Clock
 from benchmarks.harness import Report, Timed, by_turns, digit_frames, in_child, machine, main, median_ratio, say
 from pipelines.core.engine import EngineLimits
 from pipelines.models.release import load_release
@@ -143,25 +144,6 @@ def _digest(cluster: KafkaCluster, begins: Mapping[Partition, int]) -> str:
     return hashlib.sha256(repr((marked, answers)).encode()).hexdigest()
 
 
-class _Clock:
-    """Wall and CPU time from the first record taken to the last commit."""
-
-    def __init__(self) -> None:
-        self._begun: tuple[float, float] | None = None
-        self._ended = (0.0, 0.0)
-
-    def begin(self) -> None:
-        if self._begun is None:
-            self._begun = (time.perf_counter(), time.process_time())
-
-    def committed(self) -> None:
-        self._ended = (time.perf_counter(), time.process_time())
-
-    def timed(self, items: int) -> Timed:
-        wall_s, cpu_s = self._begun or (0.0, 0.0)
-        return Timed(items, self._ended[0] - wall_s, self._ended[1] - cpu_s)
-
-
 def _tidegate(bootstrap: str, group: str, records: int) -> Timed:
     """The edge worker as `tidegate edge` runs it, with the policy that does the least."""
     from edge_workers.inference import EdgeStage
@@ -169,7 +151,7 @@ def _tidegate(bootstrap: str, group: str, records: int) -> Timed:
     from pipelines.runtime.inference import ModelRunner
     from pipelines.runtime.stage import Step
 
-    clock, stop = _Clock(), threading.Event()
+    clock, stop = Clock(), threading.Event()
 
     class Counted(EdgeStage):
         left = records
@@ -190,7 +172,7 @@ def _tidegate(bootstrap: str, group: str, records: int) -> Timed:
     limits = EngineLimits(commit_interval_us=INTERVAL_MS * 1000, batch_records=BATCH_RECORDS)
     StageRunner(stage, cluster, group=group, transactional_id=group, stop=stop, limits=limits).run()
     stage.close()
-    return clock.timed(records)
+    return Timed(records, clock.wall_s, clock.cpu_s)
 
 
 def _bare_loop(bootstrap: str, group: str, records: int) -> Timed:
@@ -231,7 +213,7 @@ def _bare_loop(bootstrap: str, group: str, records: int) -> Timed:
     )
     producer.init_transactions()
     consumer.subscribe([TOPICS.items])
-    clock = _Clock()
+    clock = Clock()
     ends: dict[int, int] = {}
     pending: list[tuple[str, bytes, int]] = []
     left, since = records, 0.0
@@ -290,7 +272,7 @@ def _bare_loop(bootstrap: str, group: str, records: int) -> Timed:
             clock.committed()
             pending.clear()
     consumer.close()
-    return clock.timed(records)
+    return Timed(records, clock.wall_s, clock.cpu_s)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,7 @@ class World:
         self.group = Group(self.clock, self.partitions)
         self.poison = frozenset(str(number).encode() for number in self.topology.poison)
         credit, poll = self.topology.credit, self.topology.limits.batch_records
-        self.checks = Checks(
-            self.kafka, self.group, lambda: self.clock.now_us, credit.records + 2 * poll, self.poison
-        )
+        self.checks = Checks(self.kafka, self.group, lambda: self.clock.now_us, credit.records + 2 * poll, self.poison)
         self.kafka.on_pending, self.kafka.on_ended = self._pending, self._ended
         self.inputs: dict[Partition, list[bytes]] = {partition: [] for partition in self.partitions}
         self._given = 0

@@ -1,5 +1,6 @@
 """What every `Cluster` must do. An implementation is added to `IMPLEMENTATIONS`."""
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -86,14 +87,45 @@ def test_a_write_is_seen_whole_and_in_order(cluster, topic):
     assert values(cluster, topic) == [b"0", b"2", b"4", b"6", b"8", b"1", b"3", b"5", b"7", b"9"]
 
 
+def test_records_of_all_kinds_keep_their_order_within_a_partition(cluster, topic):
+    key_of_1 = b"abc"
+    kinds = [
+        lambda value: OutRecord(topic, value, partition=1),
+        lambda value: OutRecord(topic, value, key_of_1, partition=1),
+        lambda value: OutRecord(topic, value, key_of_1, headers=[("name", b"content")]),
+        lambda value: OutRecord(topic, value, partition=1, headers=[("name", b"content")]),
+        lambda value: OutRecord(topic, value, key_of_1),
+    ]
+    # Each kind before and behind each other, alone and in runs longer than what is handed over at once.
+    order = [first for pair in itertools.product(range(5), repeat=2) for first in pair] + [0] * 1_200 + [3, 0, 1]
+    one = writer(cluster, f"{topic}.w")
+    one.write(
+        made for n, kind in enumerate(order) for made in (kinds[kind](b"%d" % n), OutRecord(topic, b"", partition=0))
+    )
+    settled(cluster, topic)
+    found = [record for record in cluster.read_all([topic]) if record.partition() == 1]
+    assert [record.value() for record in found] == [b"%d" % n for n in range(len(order))]
+    assert [record.key() for record in found] == [None if kind in (0, 3) else key_of_1 for kind in order]
+    assert [bool(record.headers()) for record in found] == [kind in (2, 3) for kind in order]
+
+
+def test_a_write_larger_than_the_client_s_queue_goes_in_parts(broker, topic):
+    with closing(KafkaCluster("kafka.edge", broker.bootstrap, {"queue.buffering.max.messages": 100})) as cluster:
+        one = writer(cluster, f"{topic}.w")
+        one.write([OutRecord(topic, b"%d" % n, partition=0) for n in range(2_000)])
+        settled(cluster, topic)
+        assert values(cluster, topic) == [b"%d" % n for n in range(2_000)]
+
+
 def test_a_refused_write_leaves_nothing_and_the_writer_goes_on(cluster, topic):
     one = writer(cluster, f"{topic}.w")
-    with pytest.raises(Aborted):
-        one.write([OutRecord(topic, b"never"), OutRecord(topic, b"x" * (20 << 20))])
-    one.start()
-    one.write([OutRecord(topic, b"after", partition=0)])
+    for number in (-1, 0):
+        with pytest.raises(Aborted):
+            one.write([OutRecord(topic, b"never", partition=number), OutRecord(topic, b"x" * (20 << 20), None, number)])
+        one.start()
+        one.write([OutRecord(topic, b"after", partition=0)])
     settled(cluster, topic)
-    assert values(cluster, topic) == [b"after"]
+    assert values(cluster, topic) == [b"after"] * 2
 
 
 def test_records_and_group_offsets_are_one(cluster, topic):
