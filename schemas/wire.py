@@ -51,6 +51,7 @@ PUBLISHED: dict[str, type[Any]] = {
     "answers": AnswerBatch,
     "positions": StreamPosition,
     "forward_positions": ForwardPosition,
+    "owner": Owner,
     "control": Credit,
     "aggregates": Window,
 }
