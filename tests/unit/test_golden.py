@@ -126,6 +126,13 @@ def test_other_bytes_become_another_file_and_the_first_stays():
     assert list(files([msgspec.structs.replace(changed[0], numbered=False)], first)) == ["owner.json"]
 
 
+def test_the_same_bytes_read_otherwise_do_not_change_what_was_meant():
+    first = files(OWNERS, {})
+    meant = {"owner.1.json": first["owner.1.json"].replace('"instance": "a"', '"instance": "b"')}
+    assert meant != first
+    assert list(files(OWNERS, meant)) == ["owner.2.json"]
+
+
 def test_names_that_begin_alike_are_numbered_apart():
     assert latest("item", {"item.1.json": "", "item_later.3.json": "", "item.json": ""}) == 1
     assert latest("item", {}) == 0
