@@ -2,6 +2,8 @@
 
 import msgspec
 
+__all__ = ["CREDIT_KEY", "Credit"]
+
 
 class Credit(msgspec.Struct, frozen=True):
     """A cloud worker's heartbeat to a site. Good for `ttl_ms` after the edge received it, then the cloud is away."""

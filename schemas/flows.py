@@ -11,6 +11,8 @@ from schemas.headers import CONTENT_TYPE, FROM, REASON, TG
 from schemas.positions import OWNER_KEY
 from schemas.topics import SiteTopics, Tier, TopicSpec, cloud_specs
 
+__all__ = ["FLOWS", "VERSION", "Flow", "Key", "RecordKind", "specs_of"]
+
 VERSION = 1
 """Of topic names, of keys, and of records that carry no version themselves. A change that breaks them raises it."""
 

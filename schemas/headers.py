@@ -11,6 +11,25 @@ import msgspec
 
 from schemas.errors import ForeignRecord, UnknownVersion
 
+__all__ = [
+    "CONTENT_TYPE",
+    "COUNT_MOST",
+    "FROM",
+    "REASON",
+    "TG",
+    "VERSION",
+    "Extra",
+    "Header",
+    "Origin",
+    "Params",
+    "RecordHeaders",
+    "content_type_of",
+    "decode",
+    "encode",
+    "find",
+    "pair",
+]
+
 CONTENT_TYPE = "content-type"
 TG = "tg"
 VERSION = 1

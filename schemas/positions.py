@@ -4,6 +4,8 @@ import msgspec
 
 from schemas.errors import ForeignRecord
 
+__all__ = ["OWNER_KEY", "ForwardPosition", "Owner", "StreamPosition", "forward_key", "partition_of"]
+
 
 class StreamPosition(msgspec.Struct, frozen=True):
     """In `<site>.positions`, keyed by stream: what the producer has captured. No position means a new epoch."""
