@@ -44,7 +44,7 @@ format: env ## Put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: env ## Write anew what is derived: JSON Schemas of the records, docs of metrics and alerts, rules, dashboard
+schemas: env ## Write anew what is derived: JSON Schemas, AsyncAPI, golden records, docs of metrics and alerts, rules, dashboard
 	$(BIN)/python -m scripts.publish_schemas
 	$(BIN)/python scripts/publish_metrics.py
 	$(BIN)/python scripts/publish_observability.py
