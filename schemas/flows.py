@@ -1,7 +1,8 @@
 """What lies in each topic, under which key, who writes it and who reads it: one table, of which AsyncAPI is written.
 
-Workers and commands are called as `tidegate` calls them. `users` are whoever else reads: what they may read is marked,
-since those topics hold answers and what became of items, and not how Tidegate stands.
+Workers and commands are called as `tidegate` calls them; those that only show how a pipeline stands (`lag`, `status`,
+`top`, the exporter) are left out. `users` are whoever else reads: topics that are meant for them have answers, counts
+and what could not be taken.
 """
 
 import msgspec
