@@ -4,5 +4,6 @@ headers    the two headers of a record that carries items        items      the 
 results    answers as users read them                            answers    what the cloud says of an escalated record
 ledger     outcomes and marks                                    positions  where producers and forwarders stand
 control    the cloud's credit, who holds a slot                  aggregates event-time windows
-topics     names, keys, partitions, retention                    errors     the root of the error tree
+topics     names, partitions, retention                          flows      what lies in each topic, and whose it is
+wire       their JSON, and what is published                     errors     the root of the error tree
 """

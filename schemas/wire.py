@@ -12,6 +12,21 @@ from schemas.ledger import MarkBatch
 from schemas.positions import ForwardPosition, Owner, StreamPosition
 from schemas.results import ResultBatch
 
+__all__ = [
+    "PUBLISHED",
+    "VERSION",
+    "Decoder",
+    "decode_answers",
+    "decode_credit",
+    "decode_forward_position",
+    "decode_marks",
+    "decode_owner",
+    "decode_results",
+    "decode_stream_position",
+    "decode_window",
+    "encode",
+]
+
 VERSION = 1
 """Of every batch that carries one."""
 
@@ -51,6 +66,7 @@ PUBLISHED: dict[str, type[Any]] = {
     "answers": AnswerBatch,
     "positions": StreamPosition,
     "forward_positions": ForwardPosition,
+    "owner": Owner,
     "control": Credit,
     "aggregates": Window,
 }

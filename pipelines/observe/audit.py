@@ -24,6 +24,8 @@ from pipelines.transport.base import Cluster, Commit, Partition, Record
 from schemas import headers, wire
 from schemas.topics import SiteTopics
 
+__all__ = ["Auditor", "audit", "drain"]
+
 DECIDED_S = 30.0
 """Longest wait for a transaction to end. Tidegate's own end within 3.3 s, whatever dies."""
 DECIDED_POLL_S = 0.01

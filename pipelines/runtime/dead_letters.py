@@ -4,9 +4,9 @@ Two kinds share a topic: items that end `dead_lettered` (they keep their `tg` he
 """
 
 from pipelines.transport.base import OutRecord, Record
+from schemas import headers
 
-REASON = "tidegate-reason"
-FROM = "tidegate-from"
+REASON, FROM = headers.REASON, headers.FROM
 
 
 def dead_letter(topic: str, record: Record, reason: str) -> OutRecord:
