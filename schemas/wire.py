@@ -7,6 +7,7 @@ import msgspec
 from schemas.aggregates import Window
 from schemas.answers import AnswerBatch
 from schemas.control import Credit
+from schemas.dead_letters import Disposition
 from schemas.errors import ForeignRecord
 from schemas.ledger import MarkBatch
 from schemas.positions import ForwardPosition, Owner, StreamPosition
@@ -44,6 +45,7 @@ decode_forward_position = Decoder(ForwardPosition)
 decode_owner = Decoder(Owner)
 decode_credit = Decoder(Credit)
 decode_window = Decoder(Window)
+decode_disposition = Decoder(Disposition)
 
 PUBLISHED: dict[str, type[Any]] = {
     "results": ResultBatch,
@@ -53,5 +55,6 @@ PUBLISHED: dict[str, type[Any]] = {
     "forward_positions": ForwardPosition,
     "control": Credit,
     "aggregates": Window,
+    "dispositions": Disposition,
 }
 """The records whose JSON Schemas stand in `schemas/published/`, by file name."""
