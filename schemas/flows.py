@@ -8,6 +8,7 @@ and what could not be taken.
 import msgspec
 
 from schemas.control import CREDIT_KEY, producer_key
+from schemas.dead_letters import DISPOSITION
 from schemas.headers import CONTENT_TYPE, FROM, REASON, TG
 from schemas.positions import OWNER_KEY
 from schemas.topics import SiteTopics, Tier, TopicSpec, cloud_specs
@@ -94,6 +95,13 @@ DEAD_LETTER = RecordKind(
     headers=(REASON, FROM),
     may_have=(CONTENT_TYPE, TG),
 )
+DISPOSITIONS = RecordKind(
+    "dispositions",
+    "What was decided about dead letters before it in its partition. It has no reason; what has one is a dead letter.",
+    Key("None: the writer names the partition of the letters.", present=False, absent=True),
+    "dispositions",
+    headers=(CONTENT_TYPE, DISPOSITION),
+)
 
 
 class Flow(msgspec.Struct, frozen=True):
@@ -117,8 +125,15 @@ _EDGE, _CLOUD = Tier.EDGE, Tier.CLOUD
 _AUDITED = ("edge", "audit")
 
 FLOWS = (
-    Flow(_EDGE, "items", "Items as captured.", (ITEM,), ("produce",), _AUDITED),
-    Flow(_EDGE, "positions", "Where capture stands.", (STREAM_POSITION,), ("produce",), ("produce", "audit")),
+    Flow(_EDGE, "items", "Items as captured.", (ITEM,), ("produce", "dlq"), _AUDITED),
+    Flow(
+        _EDGE,
+        "positions",
+        "Where capture stands.",
+        (STREAM_POSITION,),
+        ("produce", "dlq"),
+        ("produce", "dlq", "audit"),
+    ),
     Flow(_EDGE, "uplink", "Items for the cloud, by priority.", (ITEM,), ("edge",), ("uplink", "settle", "audit")),
     Flow(_EDGE, "answers", "The cloud's answers.", (ANSWERS,), ("downlink",), ("settle",)),
     Flow(_EDGE, "results", "Settled results.", (RESULTS,), ("edge", "settle"), ("uplink", USERS)),
@@ -134,10 +149,10 @@ FLOWS = (
     Flow(
         _EDGE,
         "dead_letters",
-        "Records that the site could not take.",
-        (DEAD_LETTER,),
-        ("produce", "edge", "settle"),
-        ("audit", USERS),
+        "Records that the site could not take, and what was decided about them.",
+        (DEAD_LETTER, DISPOSITIONS),
+        ("produce", "edge", "settle", "dlq"),
+        ("dlq", "audit", USERS),
     ),
     Flow(
         _EDGE,
@@ -163,10 +178,10 @@ FLOWS = (
     Flow(
         _CLOUD,
         "dead_letters",
-        "Records that the cloud could not take.",
-        (DEAD_LETTER,),
-        ("cloud", "aggregate"),
-        (USERS,),
+        "Records that the cloud could not take, and what was decided about them.",
+        (DEAD_LETTER, DISPOSITIONS),
+        ("cloud", "aggregate", "dlq"),
+        ("dlq", USERS),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""JSON of the records without headers: one encoder, and a decoder a type that tells foreign bytes from ours."""
+"""The records that are JSON: one encoder, and a decoder a type that tells foreign bytes from ours."""
 
 from typing import Any, Generic, TypeVar
 
@@ -7,6 +7,7 @@ import msgspec
 from schemas.aggregates import Window
 from schemas.answers import AnswerBatch
 from schemas.control import Credit
+from schemas.dead_letters import Disposition
 from schemas.errors import ForeignRecord
 from schemas.ledger import MarkBatch
 from schemas.positions import ForwardPosition, Owner, StreamPosition
@@ -18,6 +19,7 @@ __all__ = [
     "Decoder",
     "decode_answers",
     "decode_credit",
+    "decode_disposition",
     "decode_forward_position",
     "decode_marks",
     "decode_owner",
@@ -59,6 +61,7 @@ decode_forward_position = Decoder(ForwardPosition)
 decode_owner = Decoder(Owner)
 decode_credit = Decoder(Credit)
 decode_window = Decoder(Window)
+decode_disposition = Decoder(Disposition)
 
 PUBLISHED: dict[str, type[Any]] = {
     "results": ResultBatch,
@@ -69,5 +72,6 @@ PUBLISHED: dict[str, type[Any]] = {
     "owner": Owner,
     "control": Credit,
     "aggregates": Window,
+    "dispositions": Disposition,
 }
 """The records whose JSON Schemas stand in `schemas/published/`, by file name."""

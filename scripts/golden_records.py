@@ -2,13 +2,15 @@
 
 import msgspec
 
-from pipelines.runtime.dead_letters import dead_letter
-from pipelines.transport.base import Record
+from pipelines.runtime.dead_letters import dead_letter, disposition
+from pipelines.transport.base import OutRecord
 from schemas import flows, headers, wire
 from schemas.aggregates import Window, window_key
 from schemas.answers import Answer, AnswerBatch, AnswerKind
 from schemas.control import CREDIT_KEY, Credit, producer_key
+from schemas.dead_letters import DROPPED, RETRIED, Decided
 from schemas.headers import CONTENT_TYPE, TG, Extra, Header, Origin, Params, RecordHeaders
+from schemas.items import ItemId
 from schemas.ledger import Mark, MarkBatch, Outcome
 from schemas.positions import OWNER_KEY, ForwardPosition, Owner, StreamPosition, forward_key
 from schemas.results import Result, ResultBatch
@@ -107,21 +109,38 @@ def _items() -> list[Golden]:
 
 
 def _dead_letters() -> list[Golden]:
-    items = SiteTopics(SITE).items
+    items, letters = SiteTopics(SITE).items, SiteTopics(SITE).dead_letters
     jpeg = msgspec.structs.replace(CAPTURED, codec="jpeg", params=Params())
     item = Read(items, b"no image", KEY, headers.pair("image/jpeg", jpeg))
     foreign = Read(items, b"hello", None, [("source", b"another program")])
+    retried = disposition(letters, 2, RETRIED, [Decided(4, ItemId(f"retry/{STREAM}", EPOCH, 3))])
+    dropped = disposition(letters, 2, DROPPED, [Decided(5), Decided(7)])
     return [
-        _letter("dead_letter", "An item that could not be decoded; it ended `dead_lettered`.", item, "undecodable"),
-        _letter(
-            "dead_letter_foreign", "A record that is not Tidegate's, put aside. It holds no item.", foreign, "foreign"
+        _out(
+            "dead_letter",
+            flows.DEAD_LETTER,
+            "An item that could not be decoded; it ended `dead_lettered`.",
+            dead_letter(letters, item, "undecodable"),
         ),
+        _out(
+            "dead_letter_foreign",
+            flows.DEAD_LETTER,
+            "A record that is not Tidegate's, put aside. It holds no item.",
+            dead_letter(letters, foreign, "foreign"),
+        ),
+        _out(
+            "dispositions",
+            flows.DISPOSITIONS,
+            "The letter at offset 4 was captured as a new item.",
+            retried,
+            ("edge.dead_letters",),
+        ),
+        _out("dispositions_dropped", flows.DISPOSITIONS, "Two letters were let go.", dropped),
     ]
 
 
-def _letter(name: str, about: str, record: Record, reason: str) -> Golden:
-    out = dead_letter(SiteTopics(SITE).dead_letters, record, reason)
-    return Golden(name, flows.DEAD_LETTER, about, out.key, out.value or b"", out.headers or ())
+def _out(name: str, kind: flows.RecordKind, about: str, out: OutRecord, where: tuple[str, ...] = ()) -> Golden:
+    return Golden(name, kind, about, out.key, out.value or b"", out.headers or (), where)
 
 
 def _result(seq: int, outcome: Outcome, reason: str, edge: tuple[str, float] | None = None) -> Result:

@@ -82,6 +82,10 @@ def test_every_record_is_as_it_is_published(user, make_model, make_images):
             return [record for (_, one), records in seen.items() if one == name for record in records]
 
         user.until("a record in every topic", process, every_topic_has_records)
+        for tier in Tier:
+            dropped = user.run("dlq", "drop", "--all", "--yes", "--tier", tier)
+            assert dropped.returncode == 0, dropped.stderr
+        assert every_topic_has_records()  # The decisions too.
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

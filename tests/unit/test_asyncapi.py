@@ -149,7 +149,7 @@ def test_dead_letters_have_the_headers_that_are_written():
 def test_versions_are_those_in_the_records():
     assert versions() == {
         "tg": headers.VERSION,
-        **dict.fromkeys(("results", "ledger", "answers"), wire.VERSION),
+        **dict.fromkeys(("results", "ledger", "answers", "dispositions"), wire.VERSION),
         **dict.fromkeys(("positions", "forward_positions", "owner", "control", "aggregates")),
     }
 
@@ -187,7 +187,7 @@ def test_a_site_s_login_may_do_in_the_cloud_what_its_forwarders_do():
 
 def test_who_writes_and_reads_is_called_as_its_command():
     who = {name for flow in FLOWS for name in (*flow.written_by, *flow.read_by)}
-    assert who == {*WRITERS, "topics", "audit", USERS}
+    assert who == {*WRITERS, "topics", "audit", "dlq", USERS}
     assert {*STAGES} < {*ALL}
 
 
