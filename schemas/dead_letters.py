@@ -8,10 +8,7 @@ import msgspec
 
 from schemas.items import ItemId
 
-__all__ = ["DISPOSITION", "DROPPED", "RETRIED", "Decided", "Disposition"]
-
-DISPOSITION = "tidegate-disposition"
-"""The header that tells a disposition from a letter. A quarantined record has a reason too, so none passes for one."""
+__all__ = ["DROPPED", "RETRIED", "Decided", "Disposition"]
 
 RETRIED = "retried"
 """Captured as a new item: `item` names it."""

@@ -8,8 +8,7 @@ and what could not be taken.
 import msgspec
 
 from schemas.control import CREDIT_KEY, producer_key
-from schemas.dead_letters import DISPOSITION
-from schemas.headers import CONTENT_TYPE, FROM, REASON, TG
+from schemas.headers import CONTENT_TYPE, DISPOSITION, FROM, REASON, TG
 from schemas.positions import OWNER_KEY
 from schemas.topics import SiteTopics, Tier, TopicSpec, cloud_specs
 

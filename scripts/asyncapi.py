@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.core.topic_plan import POLICY, RECORD_BYTES, RETENTION, base_configs
 from schemas import flows, headers, wire
-from schemas.dead_letters import DISPOSITION, DROPPED, RETRIED
+from schemas.dead_letters import DROPPED, RETRIED
 from schemas.flows import FLOWS, Flow, Key, RecordKind, specs_of
 from schemas.topics import PRIORITIES, SITE_NAME, Tier, TopicSpec
 
@@ -38,7 +38,7 @@ HEADERS: dict[str, Document] = {
         "description": "Topic, partition and offset, or the file, that it came from.",
         "examples": ["site-1.items[3]@17"],
     },
-    DISPOSITION: {"type": "string", "description": "What was decided.", "examples": [RETRIED, DROPPED]},
+    headers.DISPOSITION: {"type": "string", "description": "What was decided.", "examples": [RETRIED, DROPPED]},
 }
 
 PARAMETERS: Document = {

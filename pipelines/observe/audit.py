@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.core.ledger import Epoch, Evidence, MarkBook, Sighting, Verdict, account
 from pipelines.errors import ForeignRecord, TransportError, UnknownVersion
-from pipelines.runtime.dead_letters import REASON
 from pipelines.transport.base import Cluster, Commit, Partition, Record
 from schemas import headers, wire
+from schemas.headers import REASON
 from schemas.topics import SiteTopics
 
 __all__ = ["Auditor", "audit", "drain"]

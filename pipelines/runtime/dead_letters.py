@@ -10,10 +10,9 @@ from pipelines.core.dead_letters import Letter, hindrance
 from pipelines.errors import ForeignRecord, UnknownVersion
 from pipelines.transport.base import OutRecord, Record
 from schemas import headers, wire
-from schemas.dead_letters import DISPOSITION, Decided, Disposition
+from schemas.dead_letters import Decided, Disposition
+from schemas.headers import CONTENT_TYPE, DISPOSITION, FROM, REASON
 from schemas.topics import Tier
-
-REASON, FROM = headers.REASON, headers.FROM
 
 
 def dead_letter(topic: str, record: Record, reason: str) -> OutRecord:
@@ -34,7 +33,7 @@ def disposition(topic: str, partition: int, fate: str, letters: Sequence[Decided
         topic=topic,
         value=wire.encode(Disposition(wire.VERSION, fate, list(letters))),
         partition=partition,
-        headers=[(headers.CONTENT_TYPE, "application/json"), (DISPOSITION, fate)],
+        headers=[(CONTENT_TYPE, "application/json"), (DISPOSITION, fate)],
     )
 
 
@@ -62,7 +61,7 @@ def read(tier: Tier, record: Record) -> Letter | Disposition:
         max(record.timestamp()[1], 0) * 1000,
         _text(given.get(REASON)),
         _text(given.get(FROM)),
-        _text(given.get(headers.CONTENT_TYPE)),
+        _text(given.get(CONTENT_TYPE)),
         len(record.value() or b""),
         *account,
         hindrance=hindrance(tier, header, later_version=later_version),

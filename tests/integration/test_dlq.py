@@ -17,14 +17,13 @@ import yaml
 from onnx import TensorProto, helper
 
 from pipelines.observe.audit import audit
-from pipelines.runtime.dead_letters import FROM, REASON, dead_letter
+from pipelines.runtime.dead_letters import dead_letter
 from pipelines.runtime.positions import stored_positions
 from pipelines.transport.base import OutRecord
 from pipelines.transport.broker import start_many_owned
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
-from schemas.dead_letters import DISPOSITION
-from schemas.headers import Header
+from schemas.headers import DISPOSITION, FROM, REASON, Header
 from schemas.ledger import Mark, MarkBatch, Outcome
 from schemas.positions import StreamPosition
 from schemas.topics import CLOUD_DEAD_LETTERS, SiteTopics

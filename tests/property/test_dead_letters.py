@@ -28,10 +28,10 @@ from pipelines.core.dead_letters import (
 )
 from pipelines.core.preview import BYTES_MOST, TEXT_MOST, preview, printable, printable_bytes
 from pipelines.errors import ConfigError
-from pipelines.runtime.dead_letters import FROM, REASON, dead_letter, read
+from pipelines.runtime.dead_letters import dead_letter, read
 from schemas import headers, wire
-from schemas.dead_letters import DISPOSITION, DROPPED, RETRIED, Decided, Disposition
-from schemas.headers import Extra, Header, Origin, Params
+from schemas.dead_letters import DROPPED, RETRIED, Decided, Disposition
+from schemas.headers import DISPOSITION, FROM, REASON, Extra, Header, Origin, Params
 from schemas.items import ItemId
 from schemas.topics import Tier
 

@@ -12,9 +12,8 @@ from jsonschema import Draft202012Validator
 
 from pipelines.core.topic_plan import Layout, readers, wanted_topics
 from pipelines.observe.metrics import ALL, STAGES, WRITERS
-from pipelines.runtime import dead_letters
 from pipelines.transport.access import site_rules
-from schemas import flows, headers, wire
+from schemas import headers, wire
 from schemas.flows import FLOWS, USERS, specs_of
 from schemas.topics import AGGREGATE_GROUP, CLOUD_GROUP, SiteTopics, Tier, cloud_specs
 from scripts.asyncapi import document, versions
@@ -140,10 +139,6 @@ def test_every_published_record_lies_in_a_topic():
     assert {decoder.kind for decoder in vars(wire).values() if isinstance(decoder, wire.Decoder)} == {
         *wire.PUBLISHED.values()
     }
-
-
-def test_dead_letters_have_the_headers_that_are_written():
-    assert (dead_letters.REASON, dead_letters.FROM) == (headers.REASON, headers.FROM) == flows.DEAD_LETTER.headers
 
 
 def test_versions_are_those_in_the_records():
