@@ -46,13 +46,13 @@ TG_WORDS = {
 
 def record_schemas() -> dict[str, Schema]:
     """Each schema by file name."""
-    schemas = {f"{name}.json": msgspec.json.schema(kind) for name, kind in PUBLISHED.items()}
+    schemas = {f"{name}.json": _schema(kind) for name, kind in PUBLISHED.items()}
     return {**schemas, "tg.json": tg_schema()}
 
 
 def tg_schema() -> Schema:
     """The schema of the array, its places named and explained as the fields of `Header` are."""
-    schema = msgspec.json.schema(headers.Header)
+    schema = _schema(headers.Header)
     for kind in (headers.Header, headers.Params, headers.Origin, headers.Extra):
         _explain(schema["$defs"][kind.__name__], kind)
     header = schema["$defs"]["Header"]
@@ -62,6 +62,15 @@ def tg_schema() -> Schema:
         place.update({"description": TG_WORDS[name]} if name in TG_WORDS else {})
         place.update(TG_LIMITS.get(name, {}))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _schema(kind: type) -> Schema:
+    """As msgspec makes it, its texts without the indentation of our source, which Python leaves out since 3.13."""
+    schema = msgspec.json.schema(kind)
+    for one in schema["$defs"].values():
+        if "description" in one:
+            one["description"] = inspect.cleandoc(one["description"])
+    return schema
 
 
 def _explain(schema: Schema, kind: type[msgspec.Struct]) -> None:
