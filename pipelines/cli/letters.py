@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.cli.fitted import Column, Fitted
 from pipelines.core.dead_letters import WAITING, Letter
 from pipelines.core.preview import preview, printable, printable_bytes
 from pipelines.errors import ForeignRecord, UnknownVersion
@@ -17,6 +18,18 @@ from pipelines.transport.base import Record
 from schemas import headers
 from schemas.dead_letters import DROPPED, RETRIED
 from schemas.headers import Header
+
+LETTER_COLUMNS = (
+    Column("tier"),
+    Column("id"),
+    Column("stream"),
+    Column("epoch", rank=5, right=True),
+    Column("seq", rank=2, right=True),
+    Column("reason"),
+    Column("content type", rank=4),
+    Column("bytes", rank=3, right=True),
+    Column("age", rank=1, right=True),
+)
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("min", 60))
 
@@ -67,25 +80,14 @@ def count_of(number: int) -> str:
     return f"{number:,} dead letter{'' if number == 1 else 's'}"
 
 
-def table(letters: Sequence[Letter], now_us: int, *, states: bool) -> Table:
+def table(letters: Sequence[Letter], now_us: int, *, states: bool) -> Fitted:
     """One row a letter."""
-    shown = Table()
-    for heading in ("tier", "id"):
-        shown.add_column(heading, no_wrap=True)
-    shown.add_column("stream", overflow="fold")
-    for heading in ("epoch", "seq"):
-        shown.add_column(heading, justify="right", overflow="fold")
-    for heading in ("reason", "content type"):
-        shown.add_column(heading, overflow="fold")
-    for heading in ("bytes", "age"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    if states:
-        shown.add_column("state", no_wrap=True)
+    shown = Fitted("", [*LETTER_COLUMNS, *([Column("state")] if states else [])])
     for letter in letters:
         epoch = str(letter.epoch) if letter.count else ""
         named = (letter.tier, letter.id, letter.stream, epoch, letter.seqs, _name(letter.reason), letter.content_type)
         measured = (f"{letter.size_bytes:,}", age(now_us - letter.at_us))
-        shown.add_row(*map(_cell, (*named, *measured, *([letter.state] if states else []))))
+        shown.add(*map(_cell, (*named, *measured, *([letter.state] if states else []))))
     return shown
 
 

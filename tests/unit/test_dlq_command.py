@@ -1,14 +1,16 @@
 """What `tidegate dlq` prints and refuses, without a Kafka."""
 
+import io
 import os
 import pty
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli.dlq import _carry_out, _write, app
-from pipelines.cli.letters import age, moment, summary
+from pipelines.cli.letters import age, moment, summary, table
 from pipelines.core.dead_letters import Letter
 from pipelines.errors import ConfigError, Fenced, TakenOver, TransportError
 from pipelines.transport.base import Aborted
@@ -63,3 +65,16 @@ def test_times_are_said_in_utc_and_those_beyond_any_calendar_all_the_same():
 def test_what_is_meant_is_summed_up_by_reason_and_cannot_steer_a_terminal():
     letters = [Letter(Tier.EDGE, 0, n, 0, reason, "", "", 0) for n, reason in enumerate(["b", "", "b", "\x1b[2J"])]
     assert summary(letters) == "4 dead letters (1 (no reason), 1 \\x1b[2J, 2 b)"
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"), [(100, ""), (80, "epoch, content type"), (50, "epoch, seq, content type, bytes, age")]
+)
+def test_the_table_leaves_columns_out_where_the_terminal_is_narrow(width, left_out):
+    letter = Letter(Tier.EDGE, 3, 17, 0, "undecodable", "", "image/jpeg", 1_234, "cam-00", 1_795_462_365_208, 12, 1)
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table([letter], 9_000_000_000, states=True))
+    text = console.file.getvalue()
+    assert all(whole in text for whole in ("edge", "3@17", "cam-00", "undecodable", "waiting"))
+    assert ("1795462365208" in text) == (not left_out)
+    assert " ".join(text.split()).endswith(f"too narrow for {left_out}: --json has all" if left_out else "┘")
