@@ -112,7 +112,7 @@ class SiteTopics(msgspec.Struct, frozen=True):
 
     @property
     def dead_letters(self) -> str:
-        """Payloads of dead-lettered items, and records that are not ours."""
+        """Payloads of dead-lettered items, records that are not ours, and what was decided about either."""
         return f"{self.site}.dead_letters"
 
     @property
