@@ -44,8 +44,8 @@ format: env ## Put the code into the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schemas: env ## Write anew what is derived: JSON Schemas of the records, docs of metrics and alerts, rules, dashboard
-	$(BIN)/python scripts/publish_schemas.py
+schemas: env ## Write anew what is derived: JSON Schemas, AsyncAPI, golden records, docs of metrics and alerts, rules, dashboard
+	$(BIN)/python -m scripts.publish_schemas
 	$(BIN)/python scripts/publish_metrics.py
 	$(BIN)/python scripts/publish_observability.py
 

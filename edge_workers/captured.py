@@ -8,10 +8,9 @@ import structlog
 
 from edge_workers.preprocess import Refused
 from pipelines.core.ledger import MarkBook
-from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.transport.base import OutRecord
 from schemas import headers, wire
-from schemas.headers import Header
+from schemas.headers import FROM, REASON, Header
 from schemas.ledger import MarkBatch, Outcome
 from schemas.positions import StreamPosition
 from schemas.topics import SiteTopics

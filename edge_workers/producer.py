@@ -34,17 +34,17 @@ from pipelines.config.units import Rate
 from pipelines.core.capture import Capture
 from pipelines.core.pacing import Schedule
 from pipelines.core.progress import Doing
-from pipelines.errors import BrokerError, Fenced, ForeignRecord, TakenOver, TidegateError, TransportError
+from pipelines.errors import BrokerError, Fenced, TakenOver, TidegateError, TransportError
 from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
 from pipelines.runtime.ownership import Ownership
+from pipelines.runtime.positions import stored_positions
 from pipelines.transport.base import Aborted, Cluster, OutRecord
 from pipelines.transport.storage import Storage
-from schemas import headers, wire
+from schemas import headers
 from schemas.control import producer_key
 from schemas.headers import Header, Params
 from schemas.ledger import Outcome
-from schemas.positions import StreamPosition
 from schemas.topics import SiteTopics
 
 log = structlog.get_logger("tidegate.producer")
@@ -290,17 +290,3 @@ class Producer:
         problem, remedy = self._storage.complaint()
         self.not_capturing = f"{problem}: {remedy}"
         log.error("not_capturing", why=problem, remedy=f"{remedy}: capturing goes on behind the last item written")
-
-
-def stored_positions(cluster: Cluster, topics: SiteTopics) -> dict[str, StreamPosition]:
-    """The last position of every stream of the site. Raises `TransportError`, `BrokerError`."""
-    stored: dict[str, StreamPosition] = {}
-    foreign = 0
-    for record in cluster.read_all([topics.positions]):
-        try:
-            stored[(record.key() or b"").decode()] = wire.decode_stream_position(record.value())
-        except (ForeignRecord, UnicodeDecodeError):
-            foreign += 1  # What stood there before stays the truth.
-    if foreign:
-        log.warning("foreign_records", topic=topics.positions, count=foreign)
-    return stored

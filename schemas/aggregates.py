@@ -2,6 +2,8 @@
 
 import msgspec
 
+__all__ = ["Window", "window_key"]
+
 
 class Window(msgspec.Struct, frozen=True):
     """One revision of one window. The latest revision under a key is the truth; `closed` is information only.

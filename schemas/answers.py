@@ -6,6 +6,8 @@ import msgspec
 
 from schemas.headers import Origin
 
+__all__ = ["Answer", "AnswerBatch", "AnswerKind"]
+
 
 class AnswerKind(StrEnum):
     """Whether the cloud could answer."""

@@ -6,6 +6,8 @@ site's own `Credit`, `producer.<slot>` an `Owner` (`schemas/positions.py`). Read
 
 import msgspec
 
+__all__ = ["CREDIT_KEY", "Credit", "producer_key"]
+
 
 class Credit(msgspec.Struct, frozen=True):
     """A cloud worker's heartbeat to a site. Good for `ttl_ms` after the edge received it, then the cloud is away."""

@@ -10,6 +10,8 @@ TidegateError               every error of ours; `exit_code` is what the command
     └── UnknownVersion      ours, but newer: its items are accounted for and dead-lettered
 """
 
+__all__ = ["Fenced", "ForeignRecord", "RecordError", "TakenOver", "TidegateError", "UnknownVersion", "UserError"]
+
 
 class TidegateError(Exception):
     """Every error of ours. `remedy` says what to do; the two are printed as one line."""

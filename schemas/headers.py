@@ -11,9 +11,35 @@ import msgspec
 
 from schemas.errors import ForeignRecord, UnknownVersion
 
+__all__ = [
+    "CONTENT_TYPE",
+    "COUNT_MOST",
+    "DISPOSITION",
+    "FROM",
+    "REASON",
+    "TG",
+    "VERSION",
+    "Extra",
+    "Header",
+    "Origin",
+    "Params",
+    "RecordHeaders",
+    "content_type_of",
+    "decode",
+    "encode",
+    "find",
+    "pair",
+]
+
 CONTENT_TYPE = "content-type"
 TG = "tg"
 VERSION = 1
+
+REASON = "tidegate-reason"
+FROM = "tidegate-from"
+"""What a dead letter has besides: a bounded word, and `topic[partition]@offset` (or the file) that it came from."""
+DISPOSITION = "tidegate-disposition"
+"""What was decided about dead letters (`schemas.dead_letters`). What has a reason as well is a dead letter itself."""
 
 COUNT_MOST = 4_096
 """Items in one record: a clip of over two minutes at 30 a second. More is no record of ours."""

@@ -2,6 +2,8 @@
 
 import msgspec
 
+__all__ = ["ItemId"]
+
 
 class ItemId(msgspec.Struct, frozen=True, order=True, array_like=True):
     """Names an item for life. `seq` is dense from 0 within an epoch; only a lost position begins a new epoch."""

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+__all__ = ["Mark", "MarkBatch", "Outcome"]
+
 
 class Outcome(StrEnum):
     """How an item ended. Exactly one an item."""

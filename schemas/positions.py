@@ -4,6 +4,8 @@ import msgspec
 
 from schemas.errors import ForeignRecord
 
+__all__ = ["OWNER_KEY", "ForwardPosition", "Owner", "StreamPosition", "forward_key", "owner_id", "partition_of"]
+
 
 class StreamPosition(msgspec.Struct, frozen=True):
     """In `<site>.positions`, keyed by stream: what the producer has captured. No position means a new epoch."""
@@ -31,7 +33,7 @@ class ForwardPosition(msgspec.Struct, frozen=True):
 class Owner(msgspec.Struct, frozen=True):
     """Who claimed a transactional id last: written before its first use, and the log's order decides.
 
-    A forwarder's lies beside its positions under the key `owner`, a producer's in `<site>.control`, key `producer_key`.
+    A forwarder's lies beside its positions, key `owner`; a producer's in `<site>.control`, key `producer.<slot>`.
     """
 
     instance: str

@@ -4,6 +4,8 @@ import msgspec
 
 from schemas.ledger import Outcome
 
+__all__ = ["Result", "ResultBatch"]
+
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The settled answer for one item. Times are microseconds since the Unix epoch."""

@@ -9,6 +9,24 @@ from enum import StrEnum
 
 import msgspec
 
+__all__ = [
+    "AGGREGATES",
+    "AGGREGATE_GROUP",
+    "CLOUD_DEAD_LETTERS",
+    "CLOUD_GROUP",
+    "CONTROL",
+    "OFFLOADS",
+    "PRIORITIES",
+    "RECORD_BYTES_MOST",
+    "SITE_NAME",
+    "SiteTopics",
+    "Tier",
+    "TopicSpec",
+    "cloud_specs",
+    "offload",
+    "topic_kinds",
+]
+
 PRIORITIES = 3
 """Uplink and offload topics a tier: p0 (first) to p2."""
 
@@ -94,7 +112,7 @@ class SiteTopics(msgspec.Struct, frozen=True):
 
     @property
     def dead_letters(self) -> str:
-        """Payloads of dead-lettered items, and records that are not ours."""
+        """Payloads of dead-lettered items, records that are not ours, and what was decided about either."""
         return f"{self.site}.dead_letters"
 
     @property

@@ -1,4 +1,4 @@
-"""JSON of the records without headers: one encoder, and a decoder a type that tells foreign bytes from ours."""
+"""The records that are JSON: one encoder, and a decoder a type that tells foreign bytes from ours."""
 
 from typing import Any, Generic, TypeVar
 
@@ -7,10 +7,27 @@ import msgspec
 from schemas.aggregates import Window
 from schemas.answers import AnswerBatch
 from schemas.control import Credit
+from schemas.dead_letters import Disposition
 from schemas.errors import ForeignRecord
 from schemas.ledger import MarkBatch
 from schemas.positions import ForwardPosition, Owner, StreamPosition
 from schemas.results import ResultBatch
+
+__all__ = [
+    "PUBLISHED",
+    "VERSION",
+    "Decoder",
+    "decode_answers",
+    "decode_credit",
+    "decode_disposition",
+    "decode_forward_position",
+    "decode_marks",
+    "decode_owner",
+    "decode_results",
+    "decode_stream_position",
+    "decode_window",
+    "encode",
+]
 
 VERSION = 1
 """Of every batch that carries one."""
@@ -44,6 +61,7 @@ decode_forward_position = Decoder(ForwardPosition)
 decode_owner = Decoder(Owner)
 decode_credit = Decoder(Credit)
 decode_window = Decoder(Window)
+decode_disposition = Decoder(Disposition)
 
 PUBLISHED: dict[str, type[Any]] = {
     "results": ResultBatch,
@@ -51,7 +69,9 @@ PUBLISHED: dict[str, type[Any]] = {
     "answers": AnswerBatch,
     "positions": StreamPosition,
     "forward_positions": ForwardPosition,
+    "owner": Owner,
     "control": Credit,
     "aggregates": Window,
+    "dispositions": Disposition,
 }
 """The records whose JSON Schemas stand in `schemas/published/`, by file name."""

@@ -21,6 +21,8 @@ from pipelines.config.units import Rate
 from pipelines.core.capture import SourcePosition, split_positions
 from pipelines.errors import SourceError
 
+__all__ = ["Frame", "Source", "SourceFactory", "Split", "open_source"]
+
 GROUP = "tidegate.sources"
 
 

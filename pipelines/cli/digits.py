@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import UserError
 
+__all__ = ["load_digits"]
+
 SEED = 20
 """Of the order in which cameras see the digits; the package has them sorted by class."""
 

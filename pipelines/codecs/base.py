@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pipelines.errors import ConfigError
 from schemas.headers import Header, Params
 
+__all__ = ["MAX_PIXELS", "Array", "Codec", "decode", "find_codec"]
+
 GROUP = "tidegate.codecs"
 
 MAX_PIXELS = 1 << 25

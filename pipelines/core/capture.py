@@ -9,6 +9,8 @@ from itertools import count
 
 from schemas.positions import StreamPosition
 
+__all__ = ["SourcePosition"]
+
 SourcePosition = int | str
 """Opaque to all but the source that gave it."""
 

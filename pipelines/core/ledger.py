@@ -22,6 +22,8 @@ import msgspec
 from pipelines.core.ranges import Labelled, Range, above, below, minus, shared, size, union
 from schemas.ledger import Mark, Outcome
 
+__all__ = ["Finding", "Verdict"]
+
 Epoch = tuple[str, int]
 """Stream and epoch."""
 

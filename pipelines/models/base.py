@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Answers", "Head", "HeadFactory", "Items", "Model", "Outputs"]
+
 Items = NDArray[np.uint8]
 """A batch of items as decoded: uint8, [n, height, width] or [n, height, width, channels]."""
 

@@ -10,6 +10,8 @@ from pipelines.errors import ModelError
 from pipelines.models.base import Answers, Head, HeadFactory, Outputs
 from pipelines.models.release import Release
 
+__all__ = ["Classify", "head_for"]
+
 GROUP = "tidegate.heads"
 _SUM_TOLERANCE = 1e-3
 

@@ -10,6 +10,8 @@ from pipelines.models.base import Items, Outputs
 from pipelines.models.release import Release
 from pipelines.models.signature import read_signature
 
+__all__ = ["OnnxModel"]
+
 CHUNK_ITEMS = 64
 """Items a run: throughput is best here and falls off slowly above (measured, see docs/models.md)."""
 

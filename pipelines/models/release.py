@@ -12,6 +12,8 @@ import msgspec
 
 from pipelines.errors import ModelError
 
+__all__ = ["Card", "ModelInput", "Release", "load_release"]
+
 SHIPPED = Path(__file__).parent / "shipped"
 BUILTIN = "builtin:"
 

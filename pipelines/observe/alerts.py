@@ -176,8 +176,9 @@ ALERTS: Sequence[Alert] = (
         "{{ $value | humanize }} items of site {{ $labels.site }} dead-lettered in ten minutes: {{ $labels.reason }}",
         f"More than {DEAD_LETTERS_MOST} items in ten minutes could not be processed, for one reason. They are "
         "accounted for and kept in `<site>.dead_letters`.",
-        "Read that topic with any Kafka tool: value and headers are as they came, with the reason beside. "
-        "`undecodable`: a camera or its encoder; `wrong_shape`: a source that does not fit the model.",
+        "`tidegate dlq list` shows them, `tidegate dlq show ID` one with its payload. `undecodable`: a camera or its "
+        "encoder; `wrong_shape`: a source that does not fit the model. Once it is mended, `tidegate dlq retry` gives "
+        "them a second chance.",
     ),
     Alert(
         "TidegateLateAnswers", _WARNING,
@@ -195,8 +196,8 @@ ALERTS: Sequence[Alert] = (
         "{{ $labels.kind }}" + _OF_SITE + " found records that are not Tidegate's",
         "Somebody else writes to a topic of ours, or a newer version does. The records are kept aside; they are no "
         "items.",
-        "`<site>.dead_letters` has them, with the topic, partition and offset that they came from. Stop who writes "
-        "there, or finish the update; ACLs (`tidegate site add`) keep others out.",
+        "`tidegate dlq list --reason foreign` has them, `dlq show ID` the topic, partition and offset that one came "
+        "from. Stop who writes there, or finish the update; ACLs (`tidegate site add`) keep others out.",
     ),
     Alert(
         "TidegateFenced", _CRITICAL,

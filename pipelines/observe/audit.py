@@ -19,10 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pipelines.core.ledger import Epoch, Evidence, MarkBook, Sighting, Verdict, account
 from pipelines.errors import ForeignRecord, TransportError, UnknownVersion
-from pipelines.runtime.dead_letters import REASON
 from pipelines.transport.base import Cluster, Commit, Partition, Record
 from schemas import headers, wire
+from schemas.headers import REASON
 from schemas.topics import SiteTopics
+
+__all__ = ["Auditor", "audit", "drain"]
 
 DECIDED_S = 30.0
 """Longest wait for a transaction to end. Tidegate's own end within 3.3 s, whatever dies."""
@@ -79,21 +81,6 @@ class Auditor:
             **self._cluster.committed(topics.settler_group, topics.uplinks),
         }
 
-    def _wait_until_decided(self, names: Sequence[str]) -> dict[Partition, int]:
-        """Return once all that was written to the topics before this call is visible or rolled back: up to where."""
-        marks = self._cluster.end_offsets(names, stable=False)
-        until_s = time.monotonic() + DECIDED_S
-        while True:
-            ends = self._cluster.end_offsets(names)
-            open_partitions = [partition for partition, mark in marks.items() if ends[partition] < mark]
-            if not open_partitions:
-                return ends
-            if time.monotonic() > until_s or self._stop.wait(DECIDED_POLL_S):
-                topic, number = open_partitions[0]
-                raise TransportError(
-                    f"a transaction on {topic}[{number}] has not ended", remedy="audit again when its writer has"
-                )
-
     def _starts(self, names: Sequence[str], wanted: Mapping[Partition, int]) -> dict[Partition, int]:
         """Where to read from: as wanted, but never what retention has removed."""
         floors = self._cluster.start_offsets(names)
@@ -102,7 +89,7 @@ class Auditor:
     def _read_positions(self) -> None:
         """Take in all positions written before this call."""
         name = self._topics.positions
-        ends = self._wait_until_decided([name])
+        ends = wait_until_decided(self._cluster, [name], self._stop)
         for record in self._cluster.read_all([name], self._starts([name], self._next)):
             self._next[name, record.partition()] = record.offset() + 1
             if record.value() is not None:
@@ -117,7 +104,7 @@ class Auditor:
     def _read_marks_and_records(self, found: Mapping[str, list[Sighting]]) -> Counter[str]:
         """Fill `found` with the records in flight, by topic; the foreign records among those are returned."""
         names = [*found, *self._once]
-        ends = self._wait_until_decided(names)
+        ends = wait_until_decided(self._cluster, names, self._stop)
         wanted = {**self._next, **{partition: commit.offset for partition, commit in self._commits.items()}}
         foreign: Counter[str] = Counter()
         for record in self._cluster.read_all(names, self._starts(names, wanted)):
@@ -158,6 +145,28 @@ class Auditor:
         for mark in marks:
             count = mark.last_seq - mark.first_seq + 1
             self._marks.add(mark.stream, mark.epoch, mark.first_seq, count, mark.outcome, mark.reason)
+
+
+def wait_until_decided(
+    cluster: Cluster, names: Sequence[str], stop: threading.Event | None = None, again: str = "audit"
+) -> dict[Partition, int]:
+    """Return once all that was written to the topics before this call is visible or rolled back: up to where.
+
+    Raises `TransportError` where that lasts; `again` says what to do then.
+    """
+    stop = stop or threading.Event()
+    marks = cluster.end_offsets(names, stable=False)
+    until_s = time.monotonic() + DECIDED_S
+    while True:
+        ends = cluster.end_offsets(names)
+        open_partitions = [partition for partition, mark in marks.items() if ends[partition] < mark]
+        if not open_partitions:
+            return ends
+        if time.monotonic() > until_s or stop.wait(DECIDED_POLL_S):
+            topic, number = open_partitions[0]
+            raise TransportError(
+                f"a transaction on {topic}[{number}] has not ended", remedy=f"{again} again when its writer has"
+            )
 
 
 def _sighting(record: Record) -> Sighting:

@@ -116,7 +116,7 @@ WORKER_METRICS: Sequence[Metric] = (
            "0 for long: more workers than `partitions`, or a group that does not settle.", STAGES),
     Metric(ITEMS, Kind.COUNTER,
            "Items that ended here, by outcome; `reason` where they were shed or dead-lettered. After the commit.",
-           "`dead_lettered`: read `<site>.dead_letters`. `expired`: the cloud is too slow, or the deadline too short.",
+           "`dead_lettered`: `tidegate dlq list`. `expired`: the cloud is too slow, or the deadline too short.",
            ("produce", "edge", "settle"), ("outcome", "reason"), "items"),
     Metric(FOREIGN_RECORDS, Kind.COUNTER,
            "Records that are not ours, or of a version we do not know and without an account. They are kept aside.",

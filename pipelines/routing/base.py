@@ -16,6 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = ["EdgeAnswers", "Items", "Policy", "Route", "Routes", "Signals", "decide"]
+
 
 class Route(IntEnum):
     """Where an item goes."""

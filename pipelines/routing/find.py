@@ -12,6 +12,8 @@ import msgspec
 from pipelines.errors import ConfigError
 from pipelines.routing.base import Policy
 
+__all__ = ["build_policy", "find_policy", "policy_names"]
+
 GROUP = "tidegate.policies"
 
 

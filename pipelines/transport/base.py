@@ -23,6 +23,8 @@ from pipelines.transport.storage import Storage
 from schemas.headers import RecordHeaders
 from schemas.topics import TopicSpec
 
+__all__ = ["OutRecord", "Partition", "Record"]
+
 Partition = tuple[str, int]
 """Topic and partition number."""
 

@@ -15,12 +15,12 @@ import cloud_workers.aggregate as module
 from cloud_workers.aggregate import FLUSH_US, LIMITS, AggregateStage
 from pipelines.core.windows import MAX_WINDOWS
 from pipelines.errors import ConfigError, TransportError
-from pipelines.runtime.dead_letters import REASON
 from pipelines.runtime.stage import StageRunner, Step
 from pipelines.transport.base import Aborted, Cluster, Commit, OutRecord, Partition
 from pipelines.transport.kafka import KafkaCluster
 from schemas import wire
 from schemas.aggregates import Window, window_key
+from schemas.headers import REASON
 from schemas.ledger import Outcome
 from schemas.results import Result, ResultBatch
 from schemas.topics import AGGREGATE_GROUP, AGGREGATES, CLOUD_DEAD_LETTERS, SiteTopics, cloud_specs

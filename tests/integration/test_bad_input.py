@@ -17,10 +17,10 @@ import pytest
 import yaml
 from confluent_kafka import Producer
 
-from pipelines.runtime.dead_letters import REASON
 from pipelines.transport.broker import start_many_owned
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
+from schemas.headers import REASON
 from schemas.positions import StreamPosition
 from schemas.topics import CLOUD_DEAD_LETTERS, SiteTopics
 

@@ -18,14 +18,13 @@ from cloud_workers.credit import CreditBeat
 from cloud_workers.inference import BATCH_RECORDS, CloudStage
 from pipelines.core.engine import EngineLimits
 from pipelines.models.release import load_release
-from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.runtime.inference import ModelRunner
 from pipelines.runtime.stage import StageRunner, Step
 from pipelines.transport.base import Aborted, Commit, OutRecord, Partition
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
 from schemas.answers import Answer, AnswerKind
-from schemas.headers import Extra, Header, Origin, Params
+from schemas.headers import FROM, REASON, Extra, Header, Origin, Params
 from schemas.topics import CLOUD_DEAD_LETTERS, CLOUD_GROUP, CONTROL, OFFLOADS, SiteTopics, cloud_specs, offload
 
 NOW_US = 1_000_000

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from edge_workers.preprocess import Preprocess
-from edge_workers.producer import CaptureSettings, Producer, ProducerLimits, stored_positions
+from edge_workers.producer import CaptureSettings, Producer, ProducerLimits
 from edge_workers.sources.base import open_source
 from pipelines.codecs.base import find_codec
 from pipelines.config.units import Rate
 from pipelines.errors import TakenOver
+from pipelines.runtime.positions import stored_positions
 from pipelines.runtime.process import life_name
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire

@@ -12,13 +12,12 @@ import pytest
 
 from edge_workers.settler import SettlerStage
 from pipelines.errors import RecordError
-from pipelines.runtime.dead_letters import REASON
 from pipelines.runtime.stage import StageRunner
 from pipelines.transport.base import Commit, GroupReader, OutRecord, Partition, Transactions
 from pipelines.transport.kafka import KafkaCluster
 from schemas import headers, wire
 from schemas.answers import Answer, AnswerBatch, AnswerKind
-from schemas.headers import Extra, Header, Origin
+from schemas.headers import REASON, Extra, Header, Origin
 from schemas.ledger import Outcome
 from schemas.results import Result
 from schemas.topics import SiteTopics, Tier

@@ -19,9 +19,9 @@ from pipelines.core.ledger import Finding, MarkBook
 from pipelines.errors import TransportError
 from pipelines.observe import audit as audit_module
 from pipelines.observe.audit import Auditor, drain
-from pipelines.runtime.dead_letters import REASON
 from pipelines.transport.base import Commit
 from schemas import headers, wire
+from schemas.headers import REASON
 from schemas.ledger import Mark, MarkBatch, Outcome
 from schemas.positions import StreamPosition
 from schemas.topics import SiteTopics

@@ -19,12 +19,11 @@ from pipelines.models.release import load_release
 from pipelines.observe.metrics import FOREIGN_RECORDS, ITEMS, MODEL_SECONDS
 from pipelines.routing.base import Route, decide
 from pipelines.routing.find import build_policy
-from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.runtime.inference import Inferred, ModelRunner, Undecided
 from pipelines.transport.base import Commit
 from schemas import headers, wire
 from schemas.control import CREDIT_KEY, Credit
-from schemas.headers import Extra, Header, Params
+from schemas.headers import FROM, REASON, Extra, Header, Params
 from schemas.ledger import Mark, Outcome
 
 NOW_US = 1_700_000_000_000_000

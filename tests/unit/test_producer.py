@@ -25,11 +25,11 @@ from pipelines.observe.metrics import (
     WRITTEN,
     WRITTEN_BYTES,
 )
-from pipelines.runtime.dead_letters import FROM, REASON
 from pipelines.transport.base import Aborted, OutRecord
 from pipelines.transport.storage import Storage
 from schemas import headers, wire
 from schemas.control import producer_key
+from schemas.headers import FROM, REASON
 from schemas.ledger import Outcome
 from schemas.positions import Owner, owner_id
 from schemas.topics import SiteTopics

@@ -3,8 +3,10 @@ import pytest
 
 from schemas import wire
 from schemas.answers import Answer, AnswerBatch, AnswerKind
+from schemas.dead_letters import RETRIED, Decided, Disposition
 from schemas.errors import ForeignRecord
 from schemas.headers import Origin
+from schemas.items import ItemId
 from schemas.ledger import Mark, MarkBatch, Outcome
 from schemas.positions import ForwardPosition, StreamPosition
 from schemas.results import Result, ResultBatch
@@ -40,6 +42,11 @@ GOLDEN = [
         wire.decode_forward_position,
         ForwardPosition(5, 4, 300, 1),
         b'{"next_offset":5,"records":4,"bytes":300,"expired":1,"foreign":0}',
+    ),
+    (
+        wire.decode_disposition,
+        Disposition(1, RETRIED, [Decided(4, ItemId("retry/cam-00", 7, 3)), Decided(5)]),
+        b'{"version":1,"fate":"retried","letters":[{"offset":4,"item":["retry/cam-00",7,3]},{"offset":5}]}',
     ),
 ]
 
