@@ -26,8 +26,8 @@ from pipelines.core.topic_plan import (
     retention_ms,
     wanted_topics,
 )
-from pipelines.errors import ConfigError, ForeignRecord
-from pipelines.transport.base import Cluster, OutRecord, Partition
+from pipelines.errors import ConfigError, ForeignRecord, TransportError
+from pipelines.transport.base import Cluster, OutRecord, Partition, Transactions
 from schemas import wire
 from schemas.positions import ForwardPosition, forward_key, partition_of
 from schemas.topics import Tier
@@ -35,6 +35,9 @@ from schemas.topics import Tier
 __all__ = ["Change", "Layout", "apply", "apply_tier", "plan_tier"]
 
 T = TypeVar("T")
+
+FRESH_S = 60.0
+"""Longest wait for a Kafka that has just begun."""
 
 AT_ONCE = 8
 """Requests that wait at a time, each with a connection of its own."""
@@ -171,10 +174,21 @@ def _begin(cluster: Cluster, reader: Reader) -> None:
         cluster.write_first_positions(reader.name, sorted({name for name, _ in reader.partitions}))
 
 
+def _start_patiently(writer: Transactions) -> None:
+    """A Kafka that has just begun still makes and loads its topic of transactions; on a busy machine for long."""
+    until_s = time.monotonic() + FRESH_S
+    while True:
+        try:
+            return writer.start()
+        except TransportError:  # It has waited for its own time-out.
+            if time.monotonic() > until_s:
+                raise
+
+
 def _write_forward_positions(cluster: Cluster, reader: Reader) -> None:
     writer = cluster.transactions(f"create.{reader.name}")
     try:
-        writer.start()
+        _start_patiently(writer)
         known = forward_offsets(cluster, reader.name)
         first = wire.encode(ForwardPosition(next_offset=0))
         missing = [OutRecord(reader.name, first, forward_key(*one), 0) for one in reader.partitions if one not in known]

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from pipelines.cli.topics import app
 from pipelines.config.clusters import ENVIRONMENT
 from pipelines.core.topic_plan import Action, Thing
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, TransportError
+from pipelines.transport import topics as transport_topics
 from pipelines.transport.base import Commit, OutRecord
 from pipelines.transport.broker.node import free_port
 from pipelines.transport.kafka import KafkaCluster
@@ -275,3 +276,24 @@ def test_more_copies_than_brokers_and_positions_kept_too_briefly_are_refused_bef
     with pytest.raises(ConfigError, match=r"forgets where a group stands .* set offsets.retention.minutes to 52560000"):
         apply_tier(Layout(site, PARTITIONS, HOUR_MS, outage_budget_ms=century_ms), Tier.EDGE, edge)
     assert not [name for name in edge.topic_names() if name.startswith(site)]
+
+
+class Loading:
+    """A writer whose coordinator still loads, a few times."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def start(self):
+        self.left -= 1
+        if self.left >= 0:
+            raise TransportError("Coordinator load in progress")
+
+
+def test_a_fresh_kafka_is_waited_for_and_one_that_stays_away_not_for_ever(monkeypatch):
+    patient = Loading(3)
+    transport_topics._start_patiently(patient)
+    assert patient.left == -1
+    monkeypatch.setattr(transport_topics, "FRESH_S", -1.0)
+    with pytest.raises(TransportError, match="load in progress"):
+        transport_topics._start_patiently(Loading(1))
