@@ -5,4 +5,5 @@ ledger      marks, and the audit           ranges      sets of seqs as ranges
 settlement  one outcome an escalated item  commits     how far a partition is settled
 lanes       what a forwarder sends next    windows     event-time windows
 lag         how far a group is behind, and why   oldest   since when what waits does
+rolling     which of several workers is started anew next
 """
