@@ -134,7 +134,10 @@ def test_stop_ends_even_a_child_that_does_not_listen(supervise, monkeypatch):
     monkeypatch.setattr(supervision, "GRACE_S", -1.0)
 
 
-STOPS = "import signal, threading; stop = threading.Event(); signal.signal(15, lambda *_: stop.set()); stop.wait()"
+STOPS = (
+    "import signal, threading; stop = threading.Event(); signal.signal(15, lambda *_: stop.set()); "
+    "print('ready', flush=True); stop.wait()"
+)
 DEAF = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); " + FOREVER
 
 
@@ -193,8 +196,7 @@ def test_without_a_folder_workers_write_where_the_supervisor_does_and_have_their
 
 def test_stop_says_how_each_ended_and_does_not_wait_for_the_rest_if_told_so(tmp_path):
     (tmp_path / "tidegate.py").write_text(TIDEGATE)
-    specs = [WorkerSpec("edge", [STOPS.replace("stop.wait()", "print('ready', flush=True); stop.wait()")])]
-    specs.append(WorkerSpec("edge", [DEAF], 1))
+    specs = [WorkerSpec("edge", [STOPS]), WorkerSpec("edge", [DEAF], 1)]
     one = Supervisor(specs, {"PYTHONPATH": str(tmp_path)}, tmp_path / "logs")
     for name, word in (("edge-0", "ready\n"), ("edge-1", "deaf\n")):
         turn_until(one, lambda name=name: one.pid(name) is not None)
