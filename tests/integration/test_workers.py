@@ -118,16 +118,18 @@ class Command:
         raise AssertionError(text)
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """Its exit code."""
+        """Its exit code; no child may outlive it."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(number)
         code = self.process.wait(WAIT_S)
+        assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
         self._reader.join(WAIT_S)
         return code
 
 
 @contextmanager
 def running(*words: object, **environment: str) -> Iterator[Command]:
-    """A command until the end of the block; no child of it may be left."""
+    """A command until the end of the block, killed with its children if it has not ended by then."""
     command = Command(*words, **environment)
     ours = psutil.Process(command.process.pid)
     children: list[psutil.Process] = []
@@ -138,8 +140,7 @@ def running(*words: object, **environment: str) -> Iterator[Command]:
             children = ours.children(recursive=True)
             command.process.kill()
             command.process.wait()
-        # They watch a pipe of their parent; the end of what they write says that they are gone.
-        psutil.wait_procs(children, timeout=WAIT_S)
+        psutil.wait_procs(children, timeout=WAIT_S)  # They watch a pipe of their parent, and end by themselves.
         for child in children:
             if child.is_running():
                 child.kill()
@@ -276,22 +277,18 @@ def test_a_second_signal_ends_at_once(write_file, edge, site, tmp_path):
     with running("edge", file, "--workers", 2, PYTHONPATH=str(tmp_path)) as fleet:
         fleet.metrics_when(both_hold)
         write_items(edge, site, 1)
-        working = "working on a batch"
-        children = psutil.Process(fleet.process.pid).children()
-        assert len(children) == 2
-        fleet.metrics_when(lambda text: read_nothing_and_stuck(fleet, working))
+        assert len(psutil.Process(fleet.process.pid).children()) == 2
+        fleet.metrics_when(lambda _: both_stand_still(fleet))
         fleet.process.send_signal(signal.SIGTERM)
         fleet.line("worker=supervisor event=stopping")
         assert fleet.ask("/healthz") == (503, "stopping")
         assert fleet.end() == 130
         assert any("event=stopped_at_once" in line for line in fleet.lines)
-        assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
-def read_nothing_and_stuck(fleet: Command, working: str) -> bool:
-    """Both stand still with their batch: `/healthz` says so after 15 s."""
+def both_stand_still(fleet: Command) -> bool:
     status, line = fleet.ask("/healthz")
-    return status == 503 and line.count(working) == 2
+    return status == 503 and line.count("working on a batch") == 2
 
 
 def test_what_went_wrong_is_not_rolled_out_to_all_and_the_others_go_on(write_file):
