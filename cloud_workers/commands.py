@@ -1,4 +1,7 @@
-"""The cloud's commands: `tidegate cloud|aggregate FILE`, one worker process each. `train` stands in `train_command`."""
+"""The cloud's commands: `tidegate cloud|aggregate FILE`, one worker process each. `train` stands in `train_command`.
+
+`--workers` runs several under one supervisor.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +11,7 @@ import typer
 from pipelines.config import Pipeline, load
 from pipelines.config.clusters import cluster
 from pipelines.observe.serve import instrumented
+from pipelines.runtime.fleet import Memory, Workers, run_fleet
 from pipelines.runtime.process import begin_worker, instance_name
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import Tier
@@ -27,7 +31,12 @@ cloud, aggregate = typer.Typer(), typer.Typer()
 
 @cloud.command()
 def _cloud(
-    file: File = DEFAULT_FILE, instance: Instance = None, check: Check = False, item_shape: ItemShape = ""
+    file: File = DEFAULT_FILE,
+    instance: Instance = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    check: Check = False,
+    item_shape: ItemShape = "",
 ) -> None:
     """Answer escalated items with the cloud's model."""
     from cloud_workers.credit import CreditBeat
@@ -38,6 +47,9 @@ def _cloud(
     from schemas.topics import CLOUD_GROUP
 
     pipeline = load(file)
+    if workers or memory:
+        run_fleet(pipeline, "cloud", ALL_SITES, file, workers or 1, memory, instance)
+        return
     runner = build_runner(pipeline, Tier.CLOUD)
     if check:
         runner.check_items(shape_of(item_shape))
@@ -61,13 +73,18 @@ def _cloud(
 
 
 @aggregate.command()
-def _aggregate(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+def _aggregate(
+    file: File = DEFAULT_FILE, instance: Instance = None, workers: Workers = None, memory: Memory = None
+) -> None:
     """Count settled results into event-time windows per stream and class."""
     from cloud_workers.aggregate import LIMITS, AggregateStage
     from pipelines.runtime.stage import StageRunner
     from schemas.topics import AGGREGATE_GROUP
 
     pipeline = load(file)
+    if workers or memory:
+        run_fleet(pipeline, "aggregate", ALL_SITES, file, workers or 1, memory, instance)
+        return
     stop = begin_worker("aggregate")
     name = instance_name(instance)
     with instrumented(pipeline, "aggregate", ALL_SITES, instance) as instruments:

@@ -1,5 +1,6 @@
 """The edge's commands: `tidegate produce|edge|settle|uplink|downlink FILE`, one worker process each.
 
+`--workers` runs several of `edge` or `settle` under one supervisor.
 Imports stand inside the commands: a producer needs no model, a settler neither model nor image library.
 """
 
@@ -14,6 +15,7 @@ from pipelines.config import Pipeline, clusters, load
 from pipelines.config.clusters import cluster
 from pipelines.observe import metrics
 from pipelines.observe.serve import instrumented
+from pipelines.runtime.fleet import Memory, Workers, run_fleet
 from pipelines.runtime.process import begin_worker, instance_name, life_name
 from pipelines.transport.kafka import KafkaCluster
 from schemas.topics import Tier
@@ -45,7 +47,12 @@ def _produce(file: File = DEFAULT_FILE, instance: Instance = None, check: Check 
 
 @edge.command()
 def _edge(
-    file: File = DEFAULT_FILE, instance: Instance = None, check: Check = False, item_shape: ItemShape = ""
+    file: File = DEFAULT_FILE,
+    instance: Instance = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    check: Check = False,
+    item_shape: ItemShape = "",
 ) -> None:
     """Answer items with the edge's model, and send on what the router sends to the cloud."""
     from edge_workers.inference import EdgeStage
@@ -54,6 +61,9 @@ def _edge(
     from pipelines.runtime.stage import StageRunner
 
     pipeline = load(file)
+    if workers or memory:
+        run_fleet(pipeline, "edge", pipeline.site, file, workers or 1, memory, instance)
+        return
     policy = build_policy(pipeline)
     # A policy that never asks the edge's model still needs it while the cloud is away.
     runner = build_runner(pipeline, Tier.EDGE) if policy.uses_model or pipeline.edge.model else None
@@ -81,13 +91,18 @@ def _edge(
 
 
 @settle.command()
-def _settle(file: File = DEFAULT_FILE, instance: Instance = None) -> None:
+def _settle(
+    file: File = DEFAULT_FILE, instance: Instance = None, workers: Workers = None, memory: Memory = None
+) -> None:
     """Bring escalated items and the cloud's answers together: one outcome an item."""
     from edge_workers.settler import SettlerStage
     from pipelines.core.engine import EngineLimits
     from pipelines.runtime.stage import StageRunner
 
     pipeline = load(file)
+    if workers or memory:
+        run_fleet(pipeline, "settle", pipeline.site, file, workers or 1, memory, instance)
+        return
     stop = begin_worker("settle")
     name = instance_name(instance)
     with instrumented(pipeline, "settle", pipeline.site, instance) as instruments:

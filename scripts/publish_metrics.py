@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.core.progress import CALM_S, FAILING_S, MOST_S, SITTING_S, START_S, Doing
-from pipelines.observe.metrics import ALL, LAG_METRICS, WORKER_METRICS, Metric
+from pipelines.observe.gather import ASK_S
+from pipelines.observe.metrics import ALL, LAG_METRICS, SUPERVISOR_METRICS, WORKER_METRICS, Metric
 from pipelines.observe.probe import DEFAULT
 
 FILE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
@@ -73,6 +74,18 @@ Prometheus client. Counting costs 10 us a batch and 13 us a commit, whether or n
 
 {workers}
 
+## Several workers under one command
+
+The supervisor of `--workers` ([processes](processes.md)) serves one `/metrics`, `/healthz` and `/livez` for all its
+workers, where a single one would. Every series of a worker has the label `worker` (`edge-0`, `edge-1`, ...) beside
+its own, and this is there too:
+
+{supervisor}
+
+A worker that does not answer within {ask} s has `tidegate_healthy` 0 and no other series. `/healthz` is 503 as long as
+one worker is not well, and names each with its reason; `/livez` as long as one hangs, or has run for {start} s and
+does not answer.
+
 ## Lag, from the exporter
 
 `site`, `kind` and `group` are those of the group seen, `tier` is the cluster that it reads from. Groups of the cloud
@@ -94,6 +107,8 @@ def text() -> str:
         sitting=f"{SITTING_S:.0f}",
         kinds=", ".join(f"`{kind}`" for kind in ALL),
         workers=_table(WORKER_METRICS),
+        supervisor=_table(SUPERVISOR_METRICS),
+        ask=f"{ASK_S:.0f}",
         lag=_table(LAG_METRICS),
     )
 

@@ -6,4 +6,5 @@ settlement  one outcome an escalated item  commits     how far a partition is se
 lanes       what a forwarder sends next    windows     event-time windows
 dead_letters  which wait, what a retry is  preview   strangers' bytes, safe to show
 lag         how far a group is behind, and why   oldest   since when what waits does
+rolling     which of several workers is started anew next
 """

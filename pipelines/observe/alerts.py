@@ -92,7 +92,8 @@ ALERTS: Sequence[Alert] = (
     ),
     Alert(
         "TidegateWorkerUnhealthy", _CRITICAL, "tidegate_healthy == 0", 30,
-        "{{ $labels.kind }} worker {{ $labels.instance }}" + _OF_SITE + " makes no progress",
+        "{{ $labels.kind }} worker {{ with $labels.worker }}{{ . }} at {{ end }}{{ $labels.instance }}" + _OF_SITE
+        + " makes no progress",
         "The worker runs and answers, but its loop stands still, it has failed for longer than 30 s, or records wait "
         "that it does not read.",
         "`curl http://INSTANCE/healthz` says which. It failed: the line names the error, mostly a Kafka that is away "

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
+from prometheus_client import CollectorRegistry
+
 from pipelines.core.progress import Doing, Progress
 from pipelines.observe.meters import Meters
 from pipelines.observe.metrics import BUILD_INFO, FAILURES, HEALTHY, SINCE_PROGRESS
@@ -54,12 +56,13 @@ class Instruments:
         """Why the worker's loop counts as hung; "" while it turns."""
         return self._progress.why_hung(self._clock_s())
 
-    def refresh(self) -> None:
-        """Bring up to date what is only known when it is asked for."""
+    def exposed(self) -> CollectorRegistry:
+        """All metrics, those brought up to date that are only known when they are asked for."""
         now_s = self._clock_s()
         self.meters.set(HEALTHY, not self._progress.why_not(now_s))
         self.meters.set(FAILURES, self._progress.failures_in_a_row(now_s))
         self.meters.set(SINCE_PROGRESS, self._progress.idle_s(now_s))
+        return self.meters.registry
 
     @property
     def doing(self) -> Doing:

@@ -41,6 +41,7 @@ SOURCE_ENDED = "tidegate_source_ended"
 FORWARDED = "tidegate_forwarded_records_total"
 FORWARDED_BYTES = "tidegate_forwarded_bytes_total"
 FORWARD_EXPIRED = "tidegate_forward_expired_total"
+RESTARTS = "tidegate_worker_restarts_total"
 
 
 class Kind(StrEnum):
@@ -191,3 +192,11 @@ LAG_METRICS: Sequence[Metric] = (
            "Near 2.5 s: a cluster does not answer.", ("exporter",), ("site",), "seconds"),
 )  # fmt: skip
 """Of the exporter. `site`, `kind` and `group` are those of the group seen; of the cloud's groups `site` is ""."""
+
+SUPERVISOR_METRICS: Sequence[Metric] = (
+    Metric(RESTARTS, Kind.COUNTER,
+           "Workers started anew by their supervisor: `ended` (by itself, or killed), `memory` (above `--memory`), "
+           "`roll` (SIGHUP).", "`ended`: its log says why. `memory` again and again: the limit is below what it needs.",
+           STAGES, ("site", "kind", "worker", "reason")),
+)  # fmt: skip
+"""Of the supervisor of `--workers`, beside the metrics of its workers."""

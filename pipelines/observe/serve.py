@@ -3,21 +3,23 @@
 `TIDEGATE_METRICS=HOST:PORT` says where, and exactly there: so do containers. Without it `metrics.listen` of the
 pipeline file does; several workers on one machine share the file, so whoever finds the port taken takes the next one,
 and leaves a file for Prometheus (`file_sd_configs`) in the folder `metrics` of the pipeline. Without either nothing is
-served.
+served. `TIDEGATE_METRICS=unix:PATH` is a Unix socket, for workers whose supervisor answers for them.
 """
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import EADDRINUSE
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, AF_UNIX
 from socketserver import TCPServer
+from typing import Protocol
 
 import msgspec
 import structlog
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from pipelines.config.home import pipeline_dir
@@ -40,6 +42,31 @@ REQUEST_S = 2.0
 """For one request: the next waits for it."""
 
 
+UNIX = "unix:"
+"""Before the path of a socket."""
+
+
+class Told(Protocol):
+    """Who answers: one worker, or a supervisor for all of its."""
+
+    def exposed(self) -> CollectorRegistry:
+        """What `/metrics` shows, brought up to date."""
+        ...
+
+    def why_not(self) -> str:
+        """Why it makes no progress; "" where it does."""
+        ...
+
+    def why_hung(self) -> str:
+        """Why it counts as hung; "" while it does not."""
+        ...
+
+    @property
+    def doing(self) -> str:
+        """What is said where all is well."""
+        ...
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where to listen."""
 
@@ -49,6 +76,8 @@ class Address(msgspec.Struct, frozen=True):
     """This port, or none."""
     said_by: str
     """For messages."""
+    path: str = ""
+    """Of a Unix socket, in place of host and port."""
 
 
 def address_of(listen: str | None, given: str | None = None) -> Address | None:
@@ -62,6 +91,8 @@ def address_of(listen: str | None, given: str | None = None) -> Address | None:
         (os.environ.get(VARIABLE), VARIABLE, PARENT_PIPE not in os.environ),
         (listen, "`metrics.listen`", False),
     ):
+        if text and text.startswith(UNIX):
+            return Address("", 0, True, said_by, text.removeprefix(UNIX))
         if text:
             try:
                 return Address(*parse_listen(text), exact, said_by)
@@ -80,20 +111,25 @@ def instrumented(pipeline: Pipeline, kind: str, site: str, instance: str | None)
 
 
 @contextmanager
-def served(instruments: Instruments, address: Address | None, targets: Path | None = None) -> Iterator[str]:
+def served(
+    told: Told, address: Address | None, targets: Path | None = None, labels: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Serve until the end of the block; the address, "" where nothing is served. Raises `ConfigError`.
 
-    `targets` is the file for Prometheus, written where the port was free to choose.
+    `targets` is the file for Prometheus, written where the port was free to choose, with `labels`; its name as `worker`
+    if they are not given.
     """
     if address is None:
         yield ""
         return
-    server = _listening(instruments, address)
+    server = _listening(told, address)
     host = f"[{address.host}]" if ":" in address.host else address.host
-    where = f"{host}:{server.server_address[1]}"
+    where = f"{UNIX}{address.path}" if address.path else f"{host}:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, args=(TURN_S,), daemon=True, name="metrics").start()
     log.info("serving_metrics", at=where)
-    written = None if address.exact or targets is None else _write_targets(targets, where, instruments)
+    written = None
+    if not address.exact and targets is not None:
+        written = _write_targets(targets, where, {"worker": targets.stem} if labels is None else labels)
     try:
         yield where
     finally:
@@ -106,10 +142,16 @@ def served(instruments: Instruments, address: Address | None, targets: Path | No
 class _Server(HTTPServer):
     """One request after the other."""
 
-    def __init__(self, host: str, port: int, instruments: Instruments) -> None:
-        self.address_family = AF_INET6 if ":" in host else AF_INET
-        self.instruments = instruments
-        super().__init__((host, port), _Handler)
+    def __init__(self, address: Address, port: int, told: Told) -> None:
+        self.told = told
+        if address.path:
+            self.address_family = AF_UNIX
+            Path(address.path).unlink(missing_ok=True)  # A former life's.
+            # Its stubs know addresses of the internet only.
+            super().__init__(address.path, _Handler)  # type: ignore[arg-type]
+        else:
+            self.address_family = AF_INET6 if ":" in address.host else AF_INET
+            super().__init__((address.host, port), _Handler)
 
     def server_bind(self) -> None:
         """Not as `HTTPServer` does: it asks the name service for our own name, which may take long."""
@@ -119,15 +161,15 @@ class _Server(HTTPServer):
         """Who hangs up early is no error of ours."""
 
 
-def _listening(instruments: Instruments, address: Address) -> _Server:
+def _listening(told: Told, address: Address) -> _Server:
     ports = range(address.port, min(address.port + (1 if address.exact else PORTS_MOST), 65_536))
     for port in ports:
         try:
-            return _Server(address.host, port, instruments)
+            return _Server(address, port, told)
         except OSError as error:
             if error.errno == EADDRINUSE and port != ports[-1]:
                 continue
-            where = f"{address.host}:{address.port}" + (f" to {port}" if port > address.port else "")
+            where = address.path or f"{address.host}:{address.port}" + (f" to {port}" if port > address.port else "")
             raise ConfigError(
                 f"{address.said_by}: cannot listen on {where} ({error.strerror or error})",
                 remedy="give another address, or end what listens there",
@@ -145,17 +187,16 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/metrics":
             encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self.server.instruments.refresh()
-            self._answer(200, content_type, encode(self.server.instruments.meters.registry))
+            self._answer(200, content_type, encode(self.server.told.exposed()))
         elif path == "/healthz":
-            self._say(self.server.instruments.why_not())
+            self._say(self.server.told.why_not())
         elif path == "/livez":
-            self._say(self.server.instruments.why_hung())
+            self._say(self.server.told.why_hung())
         else:
             self._answer(404, "text/plain; charset=utf-8", b"/metrics, /healthz and /livez are here\n")
 
     def _say(self, problem: str) -> None:
-        line = problem or str(self.server.instruments.doing)
+        line = problem or self.server.told.doing
         self._answer(503 if problem else 200, "text/plain; charset=utf-8", f"{line}\n".encode())
 
     def _answer(self, status: int, content_type: str, body: bytes) -> None:
@@ -169,9 +210,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: a scrape a second would bury what matters."""
 
 
-def _write_targets(path: Path, where: str, instruments: Instruments) -> Path | None:
+def _write_targets(path: Path, where: str, labels: Mapping[str, str]) -> Path | None:
     """What `file_sd_configs` reads. It is only a help: where it cannot be written, the log says so."""
-    found = [{"targets": [where], "labels": {"worker": path.stem}}]
+    found = [{"targets": [where], "labels": labels}]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(found))

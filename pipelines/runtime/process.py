@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import uuid
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -20,6 +21,9 @@ GRACE_S = 10.0
 PARENT_PIPE = "TIDEGATE_PARENT_PIPE"
 """Environment variable: the number of the inherited descriptor whose end of file means that the parent is gone."""
 
+WORKER_NAME = "TIDEGATE_WORKER"
+"""Environment variable: what tells a worker from the others that write to the same log."""
+
 EXIT_LATE = 6
 """The process did not stop within its grace. What was pending is rolled back by the coordinator."""
 
@@ -28,18 +32,28 @@ log = structlog.get_logger("tidegate.process")
 
 def begin_worker(kind: str) -> threading.Event:
     """Set up logging, signals and the watch on the parent; the event that says to stop. Call it first in a worker."""
-    _log_to_stderr(kind)
+    log_to_stderr(os.environ.get(WORKER_NAME) or kind)
     stop = threading.Event()
-    wake_read, wake_write = os.pipe()
-    os.set_blocking(wake_write, False)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _left_to_the_pipe)
-    threading.Thread(target=_await_signal, args=(wake_read, stop), daemon=True, name="signals").start()
+
+    def tell(number: signal.Signals) -> None:
+        if not stop.is_set():
+            _stop(stop, number.name)
+
+    watch_signals((signal.SIGTERM, signal.SIGINT), tell)
     pipe = os.environ.get(PARENT_PIPE)
     if pipe:
         threading.Thread(target=_await_parent, args=(int(pipe), stop), daemon=True, name="parent").start()
     return stop
+
+
+def watch_signals(numbers: Sequence[signal.Signals], tell: Callable[[signal.Signals], None]) -> None:
+    """From now on these signals are told, in the order they come, by a thread of ours. Call it in the main thread."""
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, _left_to_the_pipe)
+    threading.Thread(target=_await_signals, args=(wake_read, tell), daemon=True, name="signals").start()
 
 
 def instance_name(given: str | None) -> str:
@@ -56,9 +70,9 @@ def _left_to_the_pipe(_signal: int, _frame: object) -> None:
     """A handler must be there, or the signal would end the process."""
 
 
-def _await_signal(pipe: int, stop: threading.Event) -> None:
-    number = os.read(pipe, 1)[0]
-    _stop(stop, signal.Signals(number).name)
+def _await_signals(pipe: int, tell: Callable[[signal.Signals], None]) -> None:
+    while read := os.read(pipe, 1):
+        tell(signal.Signals(read[0]))
 
 
 def _await_parent(pipe: int, stop: threading.Event) -> None:
@@ -81,13 +95,13 @@ def _end_late() -> None:
     os._exit(EXIT_LATE)
 
 
-def _log_to_stderr(kind: str) -> None:
+def log_to_stderr(worker: str) -> None:
     """One line an event, `key=value`; `TIDEGATE_LOG=debug|info|warning` sets the level (info)."""
     levels = {"debug": 10, "info": 20, "warning": 30, "error": 40}
     level = levels.get(os.environ.get("TIDEGATE_LOG", "info").lower(), 20)
     structlog.configure(
         processors=[
-            lambda _logger, _method, event: {"worker": kind, **event},
+            lambda _logger, _method, event: {"worker": worker, **event},
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,

@@ -28,6 +28,7 @@ from pipelines.observe.metrics import (
     CLOUD_REACHABLE,
     ITEMS,
     LAG_METRICS,
+    SUPERVISOR_METRICS,
     TRANSACTIONS,
     WORKER_METRICS,
     Kind,
@@ -40,7 +41,7 @@ from schemas.topics import Tier
 from scripts import publish_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS: Sequence[Metric] = (*WORKER_METRICS, *LAG_METRICS)
+METRICS: Sequence[Metric] = (*WORKER_METRICS, *SUPERVISOR_METRICS, *LAG_METRICS)
 ANY_PORT = Address("127.0.0.1", 0, True, "the test")
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +132,80 @@ def test_stop_ends_even_a_child_that_does_not_listen(supervise, monkeypatch):
     turn_until(one, lambda: one.pid("edge-0") is not None)
     turn_until(one, lambda: one.log_path("edge-0").read_text() == "deaf\n")
     monkeypatch.setattr(supervision, "GRACE_S", -1.0)
+
+
+STOPS = (
+    "import signal, threading; stop = threading.Event(); signal.signal(15, lambda *_: stop.set()); "
+    "print('ready', flush=True); stop.wait()"
+)
+DEAF = "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); " + FOREVER
+
+
+def test_one_that_is_started_anew_waits_for_nothing_and_counts_as_no_failure(supervise, now):
+    one = supervise(WorkerSpec("edge", [FOREVER]))
+    turn_until(one, lambda: one.pid("edge-0") is not None)
+    assert (one.lives("edge-0"), one.last_exit("edge-0")) == (1, None)
+    for life in range(2, supervision.RESTARTS_MOST + 4):
+        one.restart("edge-0")
+        one.restart("edge-0")
+        turn_until(one, lambda life=life: one.lives("edge-0") == life)
+    assert one.last_exit("edge-0") == -signal.SIGTERM
+    assert one.restarts == {"edge-0": 0}
+    now.s += 5.0
+    assert one.lived_s("edge-0") == 5.0
+
+
+def test_one_that_does_not_end_is_killed_only_after_its_grace(supervise, now):
+    one = supervise(WorkerSpec("edge", [DEAF]))
+    turn_until(one, lambda: one.pid("edge-0") is not None)
+    turn_until(one, lambda: one.log_path("edge-0").read_text() == "deaf\n")
+    one.restart("edge-0")
+    now.s += supervision.GRACE_S + supervision.LATE_S - 0.001
+    one.turn(0.5)
+    assert one.lives("edge-0") == 1
+    now.s += 0.001
+    turn_until(one, lambda: one.lives("edge-0") == 2)
+    assert one.last_exit("edge-0") == -signal.SIGKILL
+    one.kill("edge-0")
+
+
+def test_one_that_failed_for_good_can_be_tried_again(supervise, now):
+    one = supervise(WorkerSpec("edge", ["sys.exit(2)"]))
+    for life in range(1, 3):
+        with pytest.raises(supervision.WorkerFailed) as raised:
+            turn_until(one, lambda: False)
+        assert (raised.value.name, raised.value.exit_code, one.lives("edge-0")) == ("edge-0", 2, life)
+        one.try_again("edge-0", 10.0)
+        now.s += 9.9
+        one.turn(0)
+        assert one.pid("edge-0") is None
+        now.s += 0.1
+
+
+def test_without_a_folder_workers_write_where_the_supervisor_does_and_have_their_own_environment(tmp_path, capfd):
+    (tmp_path / "tidegate.py").write_text(TIDEGATE)
+    told = "sys.exit('error: ' + os.environ['OWN'])"
+    own = {"OWN": "of this one"}
+    one = Supervisor([WorkerSpec("edge", [told], environment=own)], {"PYTHONPATH": str(tmp_path)}, None)
+    one._children["edge-0"].unhealthy = RESTARTS_MOST
+    with pytest.raises(supervision.WorkerFailed, match=r"^edge-0: it ended with exit code 1, and says why above$"):
+        turn_until(one, lambda: False)
+    one.stop()
+    assert capfd.readouterr().err == "error: of this one\n"
+
+
+def test_stop_says_how_each_ended_and_does_not_wait_for_the_rest_if_told_so(tmp_path):
+    (tmp_path / "tidegate.py").write_text(TIDEGATE)
+    specs = [WorkerSpec("edge", [STOPS]), WorkerSpec("edge", [DEAF], 1)]
+    one = Supervisor(specs, {"PYTHONPATH": str(tmp_path)}, tmp_path / "logs")
+    for name, word in (("edge-0", "ready\n"), ("edge-1", "deaf\n")):
+        turn_until(one, lambda name=name: one.pid(name) is not None)
+        turn_until(one, lambda name=name, word=word: one.log_path(name).read_text() == word)
+    at_once = threading.Event()
+    first_ended = threading.Thread(target=lambda: one._children["edge-0"].process.wait() or at_once.set())
+    first_ended.start()
+    assert one.stop(at_once) == {"edge-0": 0, "edge-1": -signal.SIGKILL}
+    first_ended.join()
 
 
 def test_children_end_when_their_supervisor_is_killed(tmp_path):
