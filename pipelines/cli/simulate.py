@@ -1,4 +1,4 @@
-"""`tidegate simulate`: search orders of events for one in which a worker breaks its promises. Exit 1 if there is one."""
+"""`tidegate simulate`: search for orders of events in which workers break their promises. Exit 1 if one is found."""
 
 import random
 import time

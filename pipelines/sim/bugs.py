@@ -6,8 +6,21 @@ Each is what somebody could write by mistake. `tests/simulation` holds the first
 from collections.abc import Generator, Mapping, Sequence
 
 from pipelines.core.batches import Batches
-from pipelines.core.engine import Bury, Engine, Event, Fetched, GoBack, Instruction, Lost, Processed, Refused, Revoking
-from pipelines.core.engine import WentBack, Write, Written
+from pipelines.core.engine import (
+    Bury,
+    Engine,
+    Event,
+    Fetched,
+    GoBack,
+    Instruction,
+    Lost,
+    Processed,
+    Refused,
+    Revoking,
+    WentBack,
+    Write,
+    Written,
+)
 from pipelines.sim.clock import Wait
 from pipelines.sim.fetcher import Fetcher
 from pipelines.sim.worker import Worker
@@ -181,7 +194,9 @@ class CommitsEarly(Worker):
 
     def _write_as_member(self, instruction: Write) -> Generator[Wait, None, None]:
         read = {one: Commit(offset) for one, offset in self._poll.reader.positions.items()}
-        early = {one: Commit(read.get(one, commit).offset, commit.metadata) for one, commit in instruction.offsets.items()}
+        early = {
+            one: Commit(read.get(one, commit).offset, commit.metadata) for one, commit in instruction.offsets.items()
+        }
         yield from super()._write_as_member(Write(instruction.records, early, instruction.size_bytes))
 
 
@@ -205,7 +220,7 @@ class GoesBackUnfenced(Worker):
 
 
 class WritesUnheard(Worker):
-    """It writes while a loss lies in its inbox. (This was one of ours: seed 1204 of the search found it.)"""
+    """It writes while a loss lies in its inbox. (This was one of ours, and the search found it.)"""
 
     def _write_as_member(self, instruction: Write) -> Generator[Wait, None, None]:
         yield from self.writer.write(instruction.records, instruction.offsets, self._poll.reader)

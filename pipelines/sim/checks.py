@@ -35,7 +35,9 @@ class Violation(msgspec.Struct, frozen=True):
 class Checks:
     """Of one run."""
 
-    def __init__(self, kafka: Kafka, group: Group, now_us: Callable[[], int], held_most: int, poison: frozenset[bytes]) -> None:
+    def __init__(
+        self, kafka: Kafka, group: Group, now_us: Callable[[], int], held_most: int, poison: frozenset[bytes]
+    ) -> None:
         self._kafka, self._group, self._now, self._held_most, self._poison = kafka, group, now_us, held_most, poison
         self.violations: list[Violation] = []
         self.answered: set[bytes] = set()

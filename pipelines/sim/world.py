@@ -1,5 +1,6 @@
 """One run: its Kafka, its workers and those who start them anew, its input, and its faults."""
 
+from pipelines.errors import TransportError
 from pipelines.sim.chance import Generators
 from pipelines.sim.checks import Checks, Violation
 from pipelines.sim.clock import Clock, Host, Spins, Steps
@@ -8,7 +9,7 @@ from pipelines.sim.group import Group
 from pipelines.sim.kafka import Busy, Kafka, Transaction
 from pipelines.sim.stage import StageMaker
 from pipelines.sim.worker import Worker
-from pipelines.transport.base import Disconnected, Partition, TransportError
+from pipelines.transport.base import Disconnected, Partition
 
 IN = "in"
 RESTART_US = 500_000
@@ -35,9 +36,7 @@ class World:
         self.group = Group(self.clock, self.partitions)
         self.poison = frozenset(str(number).encode() for number in self.topology.poison)
         credit, poll = self.topology.credit, self.topology.limits.batch_records
-        self.checks = Checks(
-            self.kafka, self.group, lambda: self.clock.now_us, credit.records + 2 * poll, self.poison
-        )
+        self.checks = Checks(self.kafka, self.group, lambda: self.clock.now_us, credit.records + 2 * poll, self.poison)
         self.kafka.on_pending, self.kafka.on_ended = self._pending, self._ended
         self.inputs: dict[Partition, list[bytes]] = {partition: [] for partition in self.partitions}
         self._given = 0

@@ -29,6 +29,10 @@ def named(records):
     return [(record.partition(), record.offset()) for record in records]
 
 
+def joined(lists):
+    return [one for some in lists for one in some]
+
+
 def work(batches, poison, now_us=0):
     """Do all that waits; what was done, and what was told to fail, in order."""
     done, told = [], []
@@ -52,7 +56,7 @@ def test_all_is_taken_once_in_the_order_of_reading(sizes, most, partitions):
         batches.add(poll, 0)
     assert len(batches) == sum(sizes)
     done, _ = work(batches, set())
-    assert sum(done, []) == sum(map(named, polls), [])
+    assert joined(done) == joined(map(named, polls))
     assert max(map(len, done)) <= most
     assert len(batches) == 0
 
@@ -60,13 +64,13 @@ def test_all_is_taken_once_in_the_order_of_reading(sizes, most, partitions):
 @given(sizes=SIZES, most=st.integers(1, 30), partitions=st.integers(1, 4), data=st.data())
 def test_poison_and_only_poison_is_told_and_order_is_kept(sizes, most, partitions, data):
     polls = read(sizes, partitions)
-    everything = sum(map(named, polls), [])
+    everything = joined(map(named, polls))
     poison = data.draw(st.sets(st.sampled_from(everything), max_size=4))
     batches = Batches(BatchLimits(records=most))
     for poll in polls:
         batches.add(poll, 0)
     done, told = work(batches, poison)
-    assert sum(done, []) == everything
+    assert joined(done) == everything
     assert told == [name for name in everything if name in poison]
 
 
@@ -81,7 +85,7 @@ def test_what_is_dropped_is_not_done_and_the_rest_is(sizes, most, dropped, fails
         batches.failed()
     batches.drop({("in", partition) for partition in dropped})
     done, _ = work(batches, set())
-    assert sum(done, []) == [name for name in sum(map(named, polls), []) if name[0] not in dropped]
+    assert joined(done) == [name for name in joined(map(named, polls)) if name[0] not in dropped]
 
 
 @given(took_us=st.integers(1, 10_000), records=st.integers(1, 50))

@@ -1,7 +1,6 @@
 """What a worker holds is bounded, and flow goes on when it has room."""
 
 from hypothesis import given
-
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 

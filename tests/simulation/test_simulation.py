@@ -17,23 +17,32 @@ RUNS, SHARES = 500, 10
 
 FOUND = {
     "keeps-pending": 1,
+    "keeps-read": 1,
+    "hears-early": 3,
+    "releases-first": 18,
+    "stays-after-loss": 22,
+    "drops-pending": 3,
+    "keeps-revoked": 1,
+    "buries-batch": 1,
+    "skips-tail": 1,
+    "swaps-halves": 1,
+    "commits-early": 0,
+    "goes-back-unfenced": 5,
+    "writes-unheard": 190,
+    "ignores-epoch": 31,
+    "takes-unknown-for-done": 5,
+    "resumes-at-position": 1,
+    "lets-go-at-once": 3,
+    "restores-nothing": 1,
+    "never-goes-on": 1,
 }
-"""The first seed that finds each planted bug."""
-
-REGRESSIONS = (830, 1204)
-"""Seeds that found bugs of ours. 1204: a worker wrote for a partition while its loss lay unheard in the inbox. 830: it
-held more than the whole, for shares had become smaller."""
+"""The first seed that finds each planted bug. `writes-unheard` was one of ours."""
 
 
 @pytest.mark.parametrize("share", range(SHARES))
 def test_nothing_is_lost_doubled_out_of_order_or_stuck(share):
     for seed in range(share, RUNS, SHARES):
         assert try_seed(seed, random.Random) is None
-
-
-@pytest.mark.parametrize("seed", REGRESSIONS)
-def test_a_seed_that_found_a_bug_of_ours_holds(seed):
-    assert try_seed(seed, random.Random) is None
 
 
 @pytest.mark.parametrize(("bug", "seed"), FOUND.items())
@@ -49,9 +58,7 @@ def test_a_seed_is_one_run():
     first, second = (draw(7, random.Random("7")) for _ in range(2))
     assert first == second != draw(8, random.Random("8"))
     bug = BUGS["keeps-read"]
-    assert (
-        simulate(first, random.Random, worker_type=bug) == simulate(second, random.Random, worker_type=bug) != []
-    )
+    assert simulate(first, random.Random, worker_type=bug) == simulate(second, random.Random, worker_type=bug) != []
 
 
 def test_what_is_left_of_a_failing_schedule_all_matters():
@@ -61,9 +68,7 @@ def test_what_is_left_of_a_failing_schedule_all_matters():
     assert len(failure.schedule.faults) < len(draw(seed, random.Random(str(seed))).faults)
     for fault in failure.schedule.faults:
         fewer = tuple(one for one in failure.schedule.faults if one is not fault)
-        assert not simulate(
-            msgspec.structs.replace(failure.schedule, faults=fewer), random.Random, worker_type=bug
-        )
+        assert not simulate(msgspec.structs.replace(failure.schedule, faults=fewer), random.Random, worker_type=bug)
 
 
 def invoke(*options):
