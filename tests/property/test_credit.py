@@ -87,3 +87,22 @@ def test_what_is_done_gives_credit_back(sizes, done):
         credit.fetched([SimRecord(PARTITIONS[0], offset, None, b"") for offset in range(size)])
     credit.done(done)
     assert credit.records == max(sum(sizes) - done, 0)
+
+
+@given(first=st.integers(1, 4), sizes=st.lists(st.integers(1, POLL), min_size=1, max_size=5))
+def test_the_whole_holds_when_partitions_come_and_nothing_is_done(first, sizes):
+    credit, flowing, offset = Credit(LIMITS), set(PARTITIONS[:first]), 0
+    credit.assigned(flowing)
+    for more in (set(), set(PARTITIONS[first:])):
+        credit.assigned(more)
+        flowing |= more
+        while True:
+            pause, _ = credit.changes()
+            flowing -= set(pause)
+            if not flowing:
+                break
+            offset += 1
+            one = sorted(flowing)[offset % len(flowing)]
+            size = sizes[offset % len(sizes)]
+            credit.fetched([SimRecord(one, offset, None, b"")] * size)
+    assert LIMITS.records <= credit.records < LIMITS.records + POLL
