@@ -52,7 +52,8 @@ schemas: env ## Write anew what is derived: JSON Schemas, AsyncAPI, golden recor
 bench: env ## Run the benchmarks; BENCHMARKS=NAME runs one, ARGS="--quick --json" hands options on
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name $(ARGS); done
 
-soak: demo-env ## Run the demo with kills and cuts SOAK_ROUNDS times; ends at the first account that does not balance
+soak: demo-env ## Simulate 10,000 seeds, then run the demo with kills and cuts SOAK_ROUNDS times; ends at the first account that does not balance
+	@$(BIN)/tidegate simulate --runs 10000
 	@set -e; for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; $(BIN)/tidegate demo --chaos --cut 10s $(ARGS); done
 

@@ -200,17 +200,27 @@ class CommitsEarly(Worker):
         yield from super()._write_as_member(Write(instruction.records, early, instruction.size_bytes))
 
 
+class _FetcherReadsUnstable(Fetcher):
+    def _rewind(self, number: int) -> Generator[Wait, None, None]:
+        yield 1_000, None
+        commits = {one: self.reader._group.committed[one] for one in self.reader.positions}
+        self.reader.positions.update({one: commit.offset for one, commit in commits.items()})
+        self._went_back(commits, number)
+
+
 class GoesBackUnfenced(Worker):
-    """It goes back at once, and begins a new transaction only then: the coordinator has decided nothing yet."""
+    """It goes back to positions that a transaction may yet change, and only then has the coordinator end that."""
+
+    fetcher_type = _FetcherReadsUnstable
 
     def _go_back(self, instruction: GoBack) -> Generator[Wait, None, Event | None]:
         self._poll.go_back(instruction.number, rejoin=instruction.rejoin)
-        yield 200_000, None
+        yield 800_000, None
         return (yield from self._guarded(self.writer.start()))
 
 
 class WritesUnheard(Worker):
-    """It writes while a loss lies in its inbox. (This was one of ours: seed 1204 of the search found it.)"""
+    """It writes while a loss lies in its inbox. (This was one of ours, and the search found it.)"""
 
     def _write_as_member(self, instruction: Write) -> Generator[Wait, None, None]:
         yield from self.writer.write(instruction.records, instruction.offsets, self._poll.reader)
@@ -253,8 +263,7 @@ class ResumesAtPosition(Worker):
 class _FetcherLetsGo(Fetcher):
     def revoked(self, partitions: Sequence[Partition]) -> Generator[Wait, None, None]:
         self._held.difference_update(partitions)
-        self._tell_lost([])
-        self.losses -= 1
+        self._put(Revoking(partitions))
         yield 1, None
 
 

@@ -14,9 +14,9 @@ Kind = Literal[
 ]  # fmt: skip
 """crash: gone at once, started anew after `for_us`. stop: asked to end, started anew. stall: nothing of it runs for so
 long (SIGSTOP). replace: stalled, another is started under its name meanwhile, and the old one goes on for a while as a
-zombie. slow: its model takes `factor` times as long. hang: one call of its stage takes so much longer. cut: its network.
-refuse: its stage's own cluster is away. lose_reply: the next commit is done, and it never hears. lose_call: the next
-commit never arrives. read_error, disconnect: its reader fails."""
+zombie. slow: its model takes `factor` times as long. hang: one call of its stage takes so much longer. cut: its
+network. refuse: its stage's own cluster is away. lose_reply: the next commit is done, and it never hears. lose_call:
+the next commit arrives when it is no longer waited for. read_error, disconnect: its reader fails."""
 
 KINDS: tuple[Kind, ...] = Kind.__args__  # type: ignore[attr-defined]
 

@@ -12,8 +12,8 @@ from pipelines.sim.reader import Reader
 from pipelines.transport.base import Commit, Disconnected, Partition, Record
 
 POLL_US = 100_000
-RELEASE_MOST_US = 6_000_000
-"""A tenth of the real one, as is all that is longer than it."""
+RELEASE_MOST_US = 3_000_000
+"""The real one is a minute: here it must come about often."""
 
 Heard = Event | Assigned | Rewound
 
@@ -68,11 +68,12 @@ class Fetcher:
         while not self._closing:
             try:
                 while self._halted or self._commands:
-                    while not self._commands:
+                    if self._commands:
+                        yield from self._commands.popleft()()
+                    elif self._is_closing():
+                        return
+                    else:
                         yield 10_000_000, self._commanded
-                        if self._closing:
-                            return
-                    yield from self._commands.popleft()()
                 records = yield from self._read()
             except TransportError as error:
                 self._halt(Refused(error, disconnected=isinstance(error, Disconnected)))
@@ -81,6 +82,9 @@ class Fetcher:
                     self.credit.fetched(records)
                     self._put(Fetched(records))
             yield 1, None
+
+    def _is_closing(self) -> bool:
+        return self._closing
 
     def _read(self) -> Generator[Wait, None, Sequence[Record]]:
         has_room = self.credit.has_room

@@ -171,7 +171,8 @@ class Kafka:
     def _sweep(self) -> None:
         for producer in self.producers.values():
             current = producer.current
-            if current is not None and current.committed is None:
-                if self._clock.now_us - current.began_us > TRANSACTION_MOST_US:
-                    producer.epoch += 1
-                    self._decide(current, committed=False)
+            if current is None or current.committed is not None:
+                continue
+            if self._clock.now_us - current.began_us > TRANSACTION_MOST_US:
+                producer.epoch += 1
+                self._decide(current, committed=False)

@@ -1,11 +1,12 @@
 """The network between one worker and Kafka: calls take time, and may be cut off."""
 
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import TypeVar
 
 from pipelines.sim.chance import Chance
 from pipelines.sim.clock import Clock, Wait
-from pipelines.sim.kafka import Busy
+from pipelines.sim.kafka import Busy, ProducerFenced
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Link:
         self.lost_replies = 0
         """Answers to commits that do not come."""
         self.lost_calls = 0
-        """Commits that do not arrive."""
+        """Commits that arrive when nobody waits for them any more."""
 
     @property
     def is_cut(self) -> bool:
@@ -45,6 +46,8 @@ class Link:
             lost = commits and self.lost_calls > 0
             if lost or self.is_cut:
                 self.lost_calls -= lost
+                if lost:
+                    self._arrives_late(what)
                 break
             try:
                 done = what()
@@ -59,6 +62,13 @@ class Link:
             return done
         yield max(until_us - self.clock.now_us, 0), None
         raise Away
+
+    def _arrives_late(self, what: Callable[[], object]) -> None:
+        def arrive() -> None:
+            with suppress(ProducerFenced):
+                what()
+
+        self.clock.at(self.clock.now_us + REQUEST_MOST_US + self._chance.randrange(1_000, 400_000), arrive)
 
     def _latency(self) -> Wait:
         return self._chance.randrange(100, LATENCY_MOST_US), None

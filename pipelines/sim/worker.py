@@ -97,12 +97,15 @@ class Worker(Host):
         engine = self.engine
         if self.stopping:
             engine.handle(Stop(), self.clock.now_us)
-        yield from self._hear_all(engine.due_us() - self.clock.now_us)
+        wait_us = engine.due_us() - self.clock.now_us
+        yield from self._hear_all(wait_us)
         instruction = engine.next(self.clock.now_us)
         if isinstance(instruction, End):
             return instruction
         if instruction is not None:
             yield from self._carry_out(instruction)
+        elif wait_us <= 0:
+            yield TURN_US, None  # What is due at once and then is not: such a worker goes round and round.
         return None
 
     def _hear_all(self, wait_us: int) -> Generator[Wait, None, None]:

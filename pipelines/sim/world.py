@@ -1,5 +1,6 @@
 """One run: its Kafka, its workers and those who start them anew, its input, and its faults."""
 
+from pipelines.errors import TransportError
 from pipelines.sim.chance import Generators
 from pipelines.sim.checks import Checks, Violation
 from pipelines.sim.clock import Clock, Host, Spins, Steps
@@ -8,7 +9,7 @@ from pipelines.sim.group import Group
 from pipelines.sim.kafka import Busy, Kafka, Transaction
 from pipelines.sim.stage import StageMaker
 from pipelines.sim.worker import Worker
-from pipelines.transport.base import Disconnected, Partition, TransportError
+from pipelines.transport.base import Disconnected, Partition
 
 IN = "in"
 RESTART_US = 500_000
