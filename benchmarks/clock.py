@@ -1,4 +1,4 @@
-"""Wall and CPU time of one run in its own process. Standard library only: peers use it in environments of their own."""
+"""Wall and CPU time of one run in its own process. Standard library only, so that any environment can use it."""
 
 import time
 

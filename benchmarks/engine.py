@@ -1,11 +1,11 @@
-"""What does Tidegate's runtime add to a bare loop on tiny records, and how does it compare with stream frameworks?
+"""What does Tidegate's runtime add to a bare loop on tiny records?
 
 Three jobs over one embedded broker, exactly once, transactions of 100 ms: `stateless` and `window` on records of 100
 bytes (`tiny_records`), with one range mark a batch or window, and `full_record` on Tidegate's own records (two headers,
 results and marks) with a trivial answer. Each as a Stage and as a loop written by hand; that both wrote the same is
-checked each round. `--peers` runs the first two in Python's stream frameworks too (`benchmarks/peers`).
+checked each round.
 
-    python -m benchmarks.engine [--json] [--quick] [--peers]
+    python -m benchmarks.engine [--json] [--quick]
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The records and the two jobs that `benchmarks.engine` and its peers have in common. Standard library only.
+"""The records and the two jobs of `benchmarks.engine`. Standard library only, so that any environment can make them.
 
 Format
     A record's value is 100 bytes: key u32, event time i64 (us), value i64, 80 bytes of a sensor's name; little-endian.

@@ -49,7 +49,7 @@ from pipelines.observe import metrics
 from pipelines.observe.instruments import Instruments
 from pipelines.observe.meters import Counts
 from pipelines.runtime.fetcher import Assigned, Fetcher, Heard, Rewound
-from pipelines.transport.base import Aborted, Cluster, Commit, OutRecord, Partition, Record
+from pipelines.transport.base import Aborted, Cluster, Commit, OutRecord, Partition, Record, total_bytes
 
 log = structlog.get_logger("tidegate.stage")
 
@@ -288,7 +288,7 @@ class StageRunner:
         step = made[0]
         for what, count in step.counts.items():
             self._counts[what] += count
-        return Processed(step.records, step.offsets, sum(record.size_bytes for record in step.records))
+        return Processed(step.records, step.offsets, total_bytes(step.records))
 
     def _guarded(self, call: Callable[[], object]) -> Failed | Refused | None:
         """Do it, and say how it went wrong."""

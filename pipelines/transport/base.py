@@ -76,7 +76,7 @@ class Record(Protocol):
         ...
 
 
-class OutRecord(msgspec.Struct, frozen=True):
+class OutRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to be written. `partition` -1 leaves the choice to the key (murmur2, as Java's producer has it)."""
 
     topic: str
@@ -94,7 +94,18 @@ class OutRecord(msgspec.Struct, frozen=True):
         return size
 
 
-class Commit(msgspec.Struct, frozen=True):
+def total_bytes(records: Sequence[OutRecord]) -> int:
+    """`size_bytes` of them all, without a call for each: they may come by the hundred thousand a second."""
+    size = sum([len(record.value) for record in records if record.value])
+    size += sum([len(record.key) for record in records if record.key])
+    for record in records:
+        if record.headers:
+            for name, content in record.headers:
+                size += len(name) + len(content or b"")
+    return size
+
+
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """Where a group goes on reading a partition, with up to 4,000 characters that the group keeps beside it."""
 
     offset: int

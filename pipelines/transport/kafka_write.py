@@ -202,7 +202,8 @@ class _Outbox:
             if messages is None:
                 self.topics.add(topic)
                 messages = waiting[topic, number] = []
-            messages.append({"value": record.value, "key": record.key})
+            key = record.key
+            messages.append({"value": record.value} if key is None else {"value": record.value, "key": key})
             if len(messages) == HANDED_RECORDS:
                 del waiting[topic, number]
                 self._hand_over_many((topic, number), messages)
@@ -236,7 +237,7 @@ class _Outbox:
                 if message["_error"].code() != KafkaError._QUEUE_FULL:
                     raise KafkaException(message["_error"])
             # The client took the first of them and, once it was full, none after: the order holds.
-            messages = [{"value": message["value"], "key": message["key"]} for message in left]
+            messages = [{"value": message["value"], "key": message.get("key")} for message in left]
             tries = RETRY_LIMIT if taken else tries - 1
             self._make_room()
         raise KafkaException(KafkaError(KafkaError._QUEUE_FULL))
