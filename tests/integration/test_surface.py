@@ -45,7 +45,10 @@ def problems(message, record):
     if "headers" not in said and given:
         found.append("headers")
     if "$ref" in said["payload"]:
-        found += SCHEMAS[said["payload"]["$ref"]].iter_errors(json.loads(value))
+        try:
+            found += SCHEMAS[said["payload"]["$ref"]].iter_errors(json.loads(value))
+        except ValueError as error:
+            found.append(error)
     if TG in given:
         places = msgspec.msgpack.decode(given[TG])
         found += SCHEMAS["./tg.json"].iter_errors(msgspec.to_builtins(places))
